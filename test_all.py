@@ -1,0 +1,748 @@
+"""Laws that the three files keep, tested against something independent: a double loop, an enumeration, an
+exact expectation, the plain library. No network, no GPU; about a minute on two cores.
+
+    pytest test_all.py
+
+The models are random two-layer Llamas of width 32; their tokenizer pads with its end-of-sequence token on
+purpose, as SmolLM2's does."""
+import ast
+import inspect
+import itertools
+import json
+import math
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig,
+                          LlamaForCausalLM, PreTrainedTokenizerFast)
+
+import eval as evaluation
+import reinforce
+import reward
+from reinforce import (READOUTS, Baseline, ReinforceConfig, bootstrap, compare, policy_gradient, prompt_batches,
+                       readout_entropic, readout_entropy, readout_mean, readout_variance, readout_win, sample,
+                       sequence_logprobs, token_logprobs, uniforms)
+from reward import (InputError, Pair, RewardConfig, bradley_terry_loss, calibration_error, claim_folder,
+                    distributional_loss, encode_pairs, encode_prompt, load_pairs, log_win_prob, pair_loss, rating_loss,
+                    read_pairs, score_logits, to_pair, train_reward_model, wilson)
+
+HERE = Path(__file__).resolve().parent
+EOS = 2
+
+
+# ----- fakes -----
+
+TEMPLATE = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Byte-level, 259 tokens, ids of the special ones and pad = eos as in SmolLM2."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocab = {t: i for i, t in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    core = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    core.add_special_tokens(special)
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|im_end|>",
+                                   bos_token="<|im_start|>", chat_template=TEMPLATE)
+
+
+def tiny_llama(vocab=259, seed=0, scale=1.0):
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=vocab, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=4096, pad_token_id=EOS, eos_token_id=EOS, bos_token_id=1,
+        tie_word_embeddings=True))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(scale)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def sft(tokenizer, tmp_path_factory):
+    """A folder with the tiny SFT model, as --sft takes it. Sharper than random weights, so that answers differ."""
+    folder = tmp_path_factory.mktemp("sft")
+    tiny_llama(scale=3.0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def reward_model(sft):
+    def make(labels, seed=0):
+        torch.manual_seed(seed)
+        return AutoModelForSequenceClassification.from_pretrained(
+            sft, num_labels=labels, pad_token_id=0, dtype=torch.float32).eval()
+    return make
+
+
+def config(cls=RewardConfig, **changes):
+    base = {"device": "cpu", "level": 2, "max_len": 200}
+    return cls(**(base | changes))
+
+
+def toy_pairs(n=24):
+    """Pairs in which the chosen answer has more a's: learnable by a tiny model."""
+    rng = np.random.default_rng(0)
+    text = lambda letters: "".join(rng.choice(list(letters), size=6))  # noqa: E731
+    return [{"prompt": f"say {i}", "chosen": "aa" + text("abc"), "rejected": "zz" + text("xyz"),
+             "chosen_score": 9, "rejected_score": 2} for i in range(n)]
+
+
+@pytest.fixture
+def toy_file(tmp_path):
+    path = tmp_path / "toy.jsonl"
+    path.write_text("\n".join(map(json.dumps, toy_pairs())))
+    return str(path)
+
+
+def random_logits(*shape, seed=0, scale=2.0):
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# ----- losses -----
+
+def test_chance_levels():
+    zero, uniform = torch.zeros(1), torch.zeros(1, 10)
+    assert bradley_terry_loss(zero, zero).item() == pytest.approx(math.log(2))
+    assert distributional_loss(uniform, uniform, 0.5).item() == pytest.approx(math.log(2))
+    assert distributional_loss(uniform, uniform, 0.0).item() == pytest.approx(-math.log(0.45))
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.3, 0.5, 1.0])
+def test_distributional_loss_is_the_double_loop(tau):
+    w, l = random_logits(5, 10, seed=1), random_logits(5, 10, seed=2)
+    for b in range(5):
+        p_w, p_l = w[b].softmax(0), l[b].softmax(0)
+        total = 0.0
+        for i, j in itertools.product(range(10), range(10)):
+            total += float(p_w[i] * p_l[j]) * (1.0 if i > j else tau if i == j else 0.0)
+        assert distributional_loss(w, l, tau)[b].item() == pytest.approx(-math.log(total))
+
+
+def test_win_lose_and_tie_sum_to_one():
+    w, l = random_logits(7, 10, seed=3), random_logits(7, 10, seed=4)
+    win, lose = log_win_prob(w, l, 0.0).exp(), log_win_prob(l, w, 0.0).exp()
+    tie = (w.softmax(-1) * l.softmax(-1)).sum(-1)
+    torch.testing.assert_close(win + lose + tie, torch.ones(7, dtype=torch.float64))
+    torch.testing.assert_close(log_win_prob(w, l, 1.0).exp(), win + tie)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5])
+def test_ten_against_one_is_free_and_the_reverse_keeps_a_gradient(tau):
+    ten, one = torch.zeros(1, 10), torch.zeros(1, 10)
+    ten[0, 9], one[0, 0] = 200.0, 200.0
+    assert distributional_loss(ten, one, tau).item() == pytest.approx(0.0, abs=1e-6)
+    w, l = one.clone().requires_grad_(), ten.clone().requires_grad_()
+    loss = distributional_loss(w, l, tau).sum()
+    loss.backward()
+    assert 100 < loss.item() < math.inf
+    assert torch.isfinite(w.grad).all() and w.grad.abs().sum() > 0.5
+    assert w.grad[0, 9] <= 0 < w.grad[0, 0]  # descent moves the winner away from score 1
+
+
+def test_rating_loss_is_a_proper_score_and_skips_missing_ratings():
+    target = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)  # P(rating = 1..4)
+    expected = lambda z: sum(target[k] * rating_loss(z[None], torch.tensor([k + 1.0]))[0] for k in range(4))  # noqa: E731
+    best = expected(target.log())
+    assert all(expected(random_logits(4, seed=s)) > best for s in range(20))
+    half = rating_loss(random_logits(1, 4), torch.tensor([2.25]))
+    logp = random_logits(1, 4).log_softmax(-1)[0]
+    assert half.item() == pytest.approx(-(0.75 * logp[1] + 0.25 * logp[2]).item())
+    assert rating_loss(random_logits(1, 4), torch.tensor([math.nan])).item() == 0.0
+
+
+def test_pair_loss_of_each_level():
+    w, l, ratings = random_logits(3, 10, seed=5), random_logits(3, 10, seed=6), torch.full((3, 2), math.nan)
+    torch.testing.assert_close(pair_loss(w, l, ratings, config(level=1)), bradley_terry_loss(w[:, 0], l[:, 0]))
+    torch.testing.assert_close(pair_loss(w, l, ratings, config(anchor=3.0)), distributional_loss(w, l, 0.5))
+    ratings = torch.tensor([[9.0, 2.0]] * 3)
+    anchored = distributional_loss(w, l, 0.5) + 3 * (rating_loss(w, ratings[:, 0]) + rating_loss(l, ratings[:, 1])) / 2
+    torch.testing.assert_close(pair_loss(w, l, ratings, config(anchor=3.0)), anchored)
+
+
+# ----- readouts -----
+
+def test_readouts_by_enumeration():
+    p, reference = random_logits(4, 10, seed=7).softmax(-1), random_logits(10, seed=8).softmax(-1)
+    for b in range(4):
+        q, r = p[b].tolist(), reference.tolist()
+        mean = sum(k * q[k - 1] for k in range(1, 11))
+        sd = math.sqrt(sum((k - mean) ** 2 * q[k - 1] for k in range(1, 11)))
+        entropy = -sum(x * math.log(x) for x in q)
+        entropic = -1 / 0.7 * math.log(sum(math.exp(-0.7 * k) * q[k - 1] for k in range(1, 11)))
+        win = sum(q[i] * r[j] * (1.0 if i > j else 0.5 if i == j else 0.0) for i in range(10) for j in range(10))
+        for readout, value in ((readout_mean, mean), (readout_variance, mean - 0.7 * sd), (readout_win, win),
+                               (readout_entropy, mean - 0.7 * entropy), (readout_entropic, entropic)):
+            assert readout(p, reference, 0.7)[b].item() == pytest.approx(value), readout.__name__
+
+
+def test_uniform_entropy_is_log_10_and_a_point_mass_has_none():
+    uniform, point = torch.full((1, 10), 0.1, dtype=torch.float64), torch.eye(10, dtype=torch.float64)[6:7]
+    assert readout_entropy(uniform, risk=1.0).item() == pytest.approx(5.5 - math.log(10))
+    for readout in (readout_mean, readout_variance, readout_entropy, readout_entropic):
+        assert readout(point, risk=1.0).item() == pytest.approx(7.0)
+
+
+def test_entropic_is_between_worst_case_and_mean():
+    p = random_logits(50, 10, seed=9).softmax(-1)
+    values = [readout_entropic(p, risk=a) for a in (0.0, 0.01, 0.5, 5.0, 500.0)]
+    torch.testing.assert_close(values[0], readout_mean(p))
+    torch.testing.assert_close(values[1], readout_mean(p), rtol=0.05, atol=0)
+    assert all((a >= b - 1e-9).all() for a, b in zip(values, values[1:]))
+    assert (values[-1] >= 1 - 1e-9).all() and (values[-1] < 1.1).all()
+
+
+def test_only_win_is_unchanged_by_relabelling_the_scores_in_order(monkeypatch):
+    p, reference = random_logits(6, 10, seed=10).softmax(-1), random_logits(10, seed=11).softmax(-1)
+    before = {name: f(p, reference, 0.5) for name, f in READOUTS.items()}
+    monkeypatch.setattr(reinforce, "scores_like", lambda p: torch.arange(1, p.shape[-1] + 1, dtype=p.dtype) ** 3)
+    for name, f in READOUTS.items():
+        assert torch.allclose(f(p, reference, 0.5), before[name]) == (name == "win"), name
+
+
+def test_win_against_itself_is_one_half():
+    reference = random_logits(10, seed=12).softmax(-1)
+    assert readout_win(reference[None], reference).item() == pytest.approx(0.5)
+
+
+# ----- reward models -----
+
+def test_padding_changes_no_score_and_the_library_agrees(reward_model, tmp_path):
+    model, cfg = reward_model(10), config()
+    texts = [[1, 5, 9, EOS, 7, 8, EOS], [4, EOS], [9, 9, 9, 30, 31], [5] * 40 + [EOS]]
+    batched = score_logits(model, texts, cfg)
+    alone = torch.cat([score_logits(model, [t], cfg) for t in texts])
+    model.save_pretrained(tmp_path)
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    longest = max(map(len, texts))
+    for side in ("right", "left"):
+        pad = [[0] * (longest - len(t)) for t in texts]
+        rows = [t + z if side == "right" else z + t for t, z in zip(texts, pad)]
+        mask = [[int(s == "x") for s in ("x" * len(t) + "." * len(z) if side == "right" else "." * len(z) + "x" * len(t))]
+                for t, z in zip(texts, pad)]
+        with torch.no_grad():
+            library = plain(input_ids=torch.tensor(rows), attention_mask=torch.tensor(mask)).logits
+        torch.testing.assert_close(library, batched.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(alone, batched, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(reward.score_all(model, texts, cfg), batched.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_encoding_is_the_chat_template_up_to_its_closing_token(tokenizer):
+    pair = to_pair({"prompt": "hi", "chosen": " yes, no\n", "rejected": "no"}, "here")
+    (chosen, rejected, _), = encode_pairs(tokenizer, [pair], config(), "test")
+    text = tokenizer.apply_chat_template([*pair.messages, {"role": "assistant", "content": "yes, no"}], tokenize=False)
+    assert chosen == tokenizer(text.removesuffix("\n"), add_special_tokens=False)["input_ids"]
+    assert chosen[-1] == EOS and chosen[:len(encode_prompt(tokenizer, pair.messages))] == encode_prompt(
+        tokenizer, pair.messages)
+
+
+def test_long_answers_are_cut_and_long_prompts_skipped(tokenizer, capsys):
+    pairs = [to_pair({"prompt": "p", "chosen": "a" * 500, "rejected": "b"}, "1"),
+             to_pair({"prompt": "q" * 500, "chosen": "a", "rejected": "b"}, "2")]
+    encoded = encode_pairs(tokenizer, pairs, config(max_len=100), "test")
+    assert len(encoded) == 1 and len(encoded[0][0]) == 100 and encoded[0][0][-1] != EOS
+    assert "1 pairs skipped" in capsys.readouterr().out
+    with pytest.raises(InputError, match="max_len 100.*raise it"):
+        encode_pairs(tokenizer, pairs[1:], config(max_len=100), "test")
+
+
+@pytest.mark.parametrize("level,anchor", [(1, 0.0), (2, 0.0), (2, 1.0)])
+def test_reward_model_learns_a_simple_preference(reward_model, tokenizer, level, anchor):
+    cfg = config(level=level, rm_lr=3e-3, epochs=6, anchor=anchor, rm_batch=4, rm_micro=4)
+    encoded = encode_pairs(tokenizer, [to_pair(r, "") for r in toy_pairs(64)], cfg, "toy")
+    model = reward_model(1 if level == 1 else 10)
+    before = reward.validate(model, encoded[48:], cfg)
+    train_reward_model(model, encoded[:48], cfg)
+    after = reward.validate(model, encoded[48:], cfg)
+    assert after["accuracy"] == 1.0 and after["loss"] < 0.3 < before["loss"]
+    assert before["chance_loss"] == pytest.approx(math.log(2))
+    if anchor:  # the anchor places the scores near the ratings' mean of 5.5, spread between 2 and 9
+        assert after["score_spread"] > 2
+
+
+def test_micro_batches_of_pairs_change_nothing(reward_model, tokenizer):
+    encoded = encode_pairs(tokenizer, [to_pair(r, "") for r in toy_pairs(12)], config(), "toy")
+    weights = []
+    for micro in (1, 6):
+        model = reward_model(10)
+        train_reward_model(model, encoded, config(rm_batch=6, rm_micro=micro, rm_lr=1e-3))
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
+
+
+def test_calibration_error_and_wilson():
+    assert calibration_error(np.array([1.0, 1.0, 0.0, 0.0])) == pytest.approx(0.5)  # sure, right half of the time
+    assert calibration_error(np.array([0.75] * 3 + [0.25])) == pytest.approx(0.0)   # 75 % sure, 75 % right
+    low, high = wilson(0, 10)
+    assert low == pytest.approx(0.0) and high == pytest.approx(0.2775, abs=1e-3)    # Wilson 1927 for 0 of 10
+    for k, n in ((3, 17), (60, 90)):  # the interval's ends solve |p - k/n| = z sqrt(p (1-p) / n)
+        for p in wilson(k, n):
+            assert abs(p - k / n) == pytest.approx(1.96 * math.sqrt(p * (1 - p) / n))
+
+
+# ----- sampling and log-probs -----
+
+PROMPTS = [[1, 10, 11], [1, 12, 13, 14, 15, 16, 17], [1, 20], [1, EOS, 21, 22, EOS, 23]]
+ANSWERS = [[30, 31, EOS], [32], [EOS], [33, 34, 35, 36, 37]]
+
+
+def test_logprobs_equal_a_token_by_token_loop():
+    model = tiny_llama(scale=3.0)
+    with torch.no_grad():
+        got = token_logprobs(model, PROMPTS, ANSWERS)
+        assert got.shape == (4, 5)
+        for b, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS)):
+            for t, token in enumerate(answer):
+                logits = model(input_ids=torch.tensor([prompt + answer[:t]])).logits[0, -1]
+                assert got[b, t].item() == pytest.approx(logits.log_softmax(-1)[token].item(), abs=1e-4)
+            assert (got[b, len(answer):] == 0).all()
+
+
+def test_end_token_gets_gradient_and_the_next_prompt_token_does_not():
+    model = tiny_llama(scale=3.0)
+    logp = token_logprobs(model, [[1, 10], [1, 10, 11, 12]], [[EOS], [40, 41, EOS]])
+    assert (logp[0, 0] < 0) and (logp[1, 2] < 0) and (logp[0, 1:] == 0).all()
+    torch.testing.assert_close(sequence_logprobs(model, [[1, 10], [1, 10, 11, 12]], [[EOS], [40, 41, EOS]], 1),
+                               logp.detach().sum(1), rtol=1e-4, atol=1e-5)
+
+
+def test_sampler_follows_the_softmax():
+    model, n = tiny_llama(vocab=12, scale=4.0), 4000
+    prompt = [1, 5, 7]
+    draws = sample(model, [prompt] * n, uniforms(0, 0, range(n), 2), eos_id=EOS)
+    with torch.no_grad():
+        p = model(input_ids=torch.tensor([prompt])).logits[0, -1].softmax(-1).double().numpy()
+    counts = np.bincount([d[0] for d in draws], minlength=12)
+    chi2 = ((counts - n * p) ** 2 / (n * p)).sum()
+    assert chi2 < 31.3, chi2  # 0.999 quantile at 11 degrees of freedom
+    first = int(p.argmax()) if p.argmax() != EOS else int(np.argsort(p)[-2])  # the second token, given the first
+    with torch.no_grad():
+        q = model(input_ids=torch.tensor([prompt + [first]])).logits[0, -1].softmax(-1).double().numpy()
+    second = [d[1] for d in draws if d[0] == first]
+    chi2 = ((np.bincount(second, minlength=12) - len(second) * q) ** 2 / (len(second) * q)).sum()
+    assert len(second) > 300 and chi2 < 31.3, chi2
+
+
+def test_answers_depend_on_seed_step_and_prompt_but_not_on_the_batch():
+    model = tiny_llama(scale=4.0)
+    keys = [11, 12, 13, 14]
+    together = sample(model, PROMPTS, uniforms(5, 3, keys, 12), EOS)
+    alone = [sample(model, [p], uniforms(5, 3, [k], 12), EOS)[0] for p, k in zip(PROMPTS, keys)]
+    assert together == alone
+    assert sample(model, PROMPTS, uniforms(6, 3, keys, 12), EOS) != together
+    assert sample(model, PROMPTS, uniforms(5, 4, keys, 12), EOS) != together
+    assert uniforms(5, 3, [13, 11], 4)[1].tolist() == uniforms(5, 3, keys, 4)[0].tolist()
+
+
+def test_answers_stop_at_the_end_token_or_the_limit():
+    model = tiny_llama(vocab=6, scale=2.0)
+    answers = sample(model, [[1, 3]] * 200, uniforms(0, 0, range(200), 7), EOS)
+    assert {len(a) for a in answers} > {1, 7}
+    assert all(EOS not in a[:-1] and (a[-1] == EOS or len(a) == 7) for a in answers)
+
+
+def test_sampled_logprobs_are_those_of_the_training_pass():
+    model = tiny_llama(vocab=12, scale=4.0)
+    answers = sample(model, PROMPTS_SMALL, uniforms(0, 0, range(3), 6), EOS)
+    cached = []
+    for prompt, answer in zip(PROMPTS_SMALL, answers):
+        out = model.generate(torch.tensor([prompt]), max_new_tokens=len(answer), do_sample=False, output_logits=True,
+                             return_dict_in_generate=True, logits_processor=[Force(len(prompt), answer)])
+        cached.append(sum(l[0].log_softmax(-1)[t].item() for l, t in zip(out.logits, answer)))
+    assert sequence_logprobs(model, PROMPTS_SMALL, answers, 2).tolist() == pytest.approx(cached, abs=1e-3)
+
+
+PROMPTS_SMALL = [[1, 5], [1, 6, 7, 8], [1, 9, 4]]
+
+
+class Force:
+    """Makes model.generate emit a given answer, so that its own log-probs of it can be read."""
+
+    def __init__(self, start, answer):
+        self.start, self.answer = start, answer
+
+    def __call__(self, ids, scores):
+        forced = torch.full_like(scores, -math.inf)
+        forced[:, self.answer[ids.shape[1] - self.start]] = 0.0
+        return forced
+
+
+# ----- the gradient -----
+
+def flat_grad(model):
+    grad = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in model.parameters()])
+    model.zero_grad()
+    return grad.clone()
+
+
+def every_answer(vocab, limit):
+    """All answers of at most `limit` tokens: those that end, and those cut at the limit."""
+    for n in range(1, limit + 1):
+        for body in itertools.product([t for t in range(vocab) if t != EOS], repeat=n - 1):
+            yield list(body) + [EOS]
+            if n == limit:
+                yield from (list(body) + [t] for t in range(vocab) if t != EOS)
+
+
+@pytest.fixture(scope="module")
+def enumerable():
+    """A policy, its reference and all 1 + 4 + 16 + 64 + ... answers of <= 3 tokens over 5 tokens, with scores."""
+    policy, reference = tiny_llama(vocab=5, seed=1, scale=3.0).double(), tiny_llama(vocab=5, seed=2, scale=3.0).double()
+    answers = list(every_answer(5, 3))
+    score = torch.tensor([float(a.count(3)) - 0.5 * len(a) for a in answers], dtype=torch.float64)
+    return policy, reference, [[1, 4]] * len(answers), answers, score
+
+
+def logp64(model, prompts, answers):
+    """log pi(y|x) without the code under test: the library's logits, gathered in a loop."""
+    total = []
+    for prompt, answer in zip(prompts, answers):
+        logits = model(input_ids=torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+        total.append(sum(logits[len(prompt) - 1 + t, token] for t, token in enumerate(answer)))
+    return torch.stack(total)
+
+
+@pytest.mark.parametrize("b", [0.0, -1.7])
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_reinforce_gradient_is_the_exact_gradient_of_the_expected_reward(enumerable, b, beta):
+    """sum_y pi(y) * (gradient REINFORCE takes for y) = grad of sum_y pi(y) R(y), any baseline, KL term included."""
+    policy, reference, prompts, answers, score = enumerable
+    logp, ref = logp64(policy, prompts, answers), logp64(reference, prompts, answers).detach()
+    assert logp.exp().sum().item() == pytest.approx(1.0)
+    expected_reward = (logp.exp() * (score - beta * (logp - ref))).sum()
+    expected_reward.backward()
+    exact = flat_grad(policy)
+    estimate = torch.zeros_like(exact)
+    cfg = config(ReinforceConfig, beta=beta, micro_batch=8)
+    for prompt, answer, s, r, weight in zip(prompts, answers, score, ref, logp.detach().exp()):
+        policy_gradient(policy, [prompt], [answer], s[None].float(), r[None].float(), b, cfg)
+        estimate -= weight * flat_grad(policy)  # minus: .grad holds the gradient of the loss
+    torch.testing.assert_close(estimate, exact, rtol=1e-3, atol=1e-5)
+
+
+def test_kl_estimate_averages_to_the_exact_kl_and_is_zero_at_the_reference(enumerable):
+    policy, reference, prompts, answers, score = enumerable
+    logp, ref = (sequence_logprobs(m, prompts, answers, 16).double() for m in (policy, reference))
+    p, q = logp64(policy, prompts, answers).exp(), logp64(reference, prompts, answers).exp()
+    exact = (p * (p / q).log()).sum().item()
+    assert (logp.exp() * (logp - ref)).sum().item() == pytest.approx(exact, rel=1e-4) and exact > 0
+    cfg = config(ReinforceConfig, beta=1.0)
+    reward, _ = policy_gradient(policy, prompts[:4], answers[:4], torch.zeros(4), logp[:4].float(), 0.0, cfg)
+    policy.zero_grad()
+    assert reward.abs().max() < 1e-4  # pi_ref = pi: the KL term vanishes
+    reward, _ = policy_gradient(policy, prompts[:4], answers[:4], torch.zeros(4), ref[:4].float(), 0.0, cfg)
+    policy.zero_grad()
+    torch.testing.assert_close(reward.double(), -(logp - ref)[:4], rtol=1e-3, atol=1e-4)
+
+
+def test_micro_batches_of_answers_change_nothing():
+    policy = tiny_llama(scale=3.0)
+    score, ref = torch.tensor([1.0, -2.0, 0.5, 3.0]), torch.tensor([-9.0, -8.0, -7.0, -20.0])
+    grads, rewards = [], []
+    for size in (1, 3, 4):
+        reward, _ = policy_gradient(policy, PROMPTS, ANSWERS, score, ref, 0.2, config(ReinforceConfig, micro_batch=size))
+        rewards.append(reward)
+        grads.append(flat_grad(policy))
+    for grad, reward in zip(grads[1:], rewards[1:]):
+        torch.testing.assert_close(grad, grads[0], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(reward, rewards[0])
+
+
+def test_zero_advantage_moves_nothing_and_a_positive_one_raises_the_answer():
+    cfg = config(ReinforceConfig, beta=0.0)
+    for advantage, moved in ((0.0, 0), (1.0, 1), (-1.0, -1)):
+        policy = tiny_llama(scale=3.0)
+        before = token_logprobs(policy, PROMPTS[:1], ANSWERS[:1]).sum().item()
+        policy_gradient(policy, PROMPTS[:1], ANSWERS[:1], torch.tensor([advantage + 0.5]), torch.zeros(1), 0.5, cfg)
+        torch.optim.SGD(policy.parameters(), lr=1e-3).step()
+        after = token_logprobs(policy, PROMPTS[:1], ANSWERS[:1]).sum().item()
+        assert np.sign(after - before) == moved
+
+
+def test_baseline_series_by_hand():
+    ema, mean, none = (Baseline(kind, 2.0, 0.9) for kind in ("ema", "mean", "none"))
+    seen = []
+    for batch in (4.0, 0.0):
+        seen.append((ema.value, mean.value, none.value))
+        for b in (ema, mean, none):
+            b.update(batch)
+    assert seen == [(2.0, 2.0, 0.0), (pytest.approx(2.2), 3.0, 0.0)]
+    assert ema.value == pytest.approx(0.9 * 2.2) and mean.value == pytest.approx(2.0) and none.value == 0.0
+
+
+def test_a_toy_reward_rises(sft, tokenizer):
+    """REINFORCE on the fake with a known reward (share of one letter) finds it: the loop as it is, no reward model."""
+    policy, reference = (AutoModelForCausalLM.from_pretrained(sft).eval() for _ in range(2))
+    letter = tokenizer("a")["input_ids"][0]
+    cfg = config(ReinforceConfig, level=1, steps=60, batch=32, micro_batch=32, max_new=6, lr=3e-3, beta=0.01,
+                 eos_penalty=0.0)
+    log = []
+    share = lambda rm, texts, cfg: torch.tensor([[ids[-6:].count(letter) / 6] for ids in texts])  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reinforce, "score_all", share)
+        reinforce.train_policy(policy, reference, None, [[1, 60 + i] for i in range(8)], list(range(8)), cfg, 0.1,
+                               (0.0, torch.zeros(1)), EOS, log.append)
+    first, last = (np.mean([m["score"] for m in part]) for part in (log[:10], log[-10:]))
+    assert last > first + 0.3, (first, last)
+    assert log[-1]["kl"] > 0 and all(math.isfinite(v) for m in log for v in m.values())
+
+
+def test_loop_uses_the_baseline_before_updating_it_and_the_kl_shaped_reward(sft, monkeypatch):
+    """The logged baseline series is the ema of the logged rewards, one step behind, from the calibration's start."""
+    policy, reference = (AutoModelForCausalLM.from_pretrained(sft).eval() for _ in range(2))
+    monkeypatch.setattr(reinforce, "score_all", lambda rm, texts, cfg: torch.tensor([[float(sum(t))] for t in texts]))
+    used, log = [], []
+    true_gradient = reinforce.policy_gradient
+    monkeypatch.setattr(reinforce, "policy_gradient", lambda *a: (used.append((a[3], a[5])), true_gradient(*a))[1])
+    cfg = config(ReinforceConfig, level=1, steps=4, batch=4, max_new=5, lr=1e-2, beta=0.5, decay=0.8, eos_penalty=2.0)
+    reinforce.train_policy(policy, reference, None, [[1, 60 + i] for i in range(8)], list(range(8)), cfg, 50.0,
+                           (3.0, torch.zeros(1)), EOS, log.append)
+    b = 3.0
+    for (score, baseline), m in zip(used, log):
+        assert baseline == pytest.approx(b) and m["baseline"] == pytest.approx(b)
+        assert score.mean().item() == pytest.approx(m["score"] / 50 - 2.0 * (1 - m["ended"]))
+        assert m["reward"] == pytest.approx(score.mean().item() - 0.5 * m["kl"], abs=1e-3)
+        b = 0.8 * b + 0.2 * m["reward"]
+    assert abs(log[-1]["kl"]) > 1e-3
+
+
+def test_prompt_batches_use_every_prompt_once_an_epoch():
+    batches = prompt_batches(10, 4, 5, seed=1)
+    assert batches.shape == (5, 4)
+    assert sorted(batches.ravel()[:10]) == sorted(batches.ravel()[10:]) == list(range(10))
+    assert (batches != prompt_batches(10, 4, 5, seed=2)).any()
+
+
+# ----- statistics -----
+
+def test_comparison_by_hand():
+    sft, aligned = torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[2.0, 2.0, 2.0, 6.0]])
+    c = compare(sft, aligned)
+    assert (c["wins"], c["ties"], c["losses"], c["win_rate"]) == (2, 1, 1, 0.625)
+    assert c["difference"] == pytest.approx(0.5) and c["n"] == 4
+    doubled = compare(sft.repeat(2, 1), aligned.repeat(2, 1))  # the same answers again are no new prompts
+    assert doubled["interval"] == c["interval"] and doubled["win_interval"] == c["win_interval"]
+    assert (doubled["wins"], doubled["n"]) == (4, 4)
+
+
+def test_bootstrap_interval_has_the_width_of_the_normal_one():
+    x = np.random.default_rng(1).normal(2.0, 3.0, 400)
+    low, high = bootstrap(x)
+    half = 1.96 * x.std() / 20
+    assert low == pytest.approx(x.mean() - half, abs=0.04) and high == pytest.approx(x.mean() + half, abs=0.04)
+    assert bootstrap(x) == (low, high)  # seeded
+
+
+def test_answer_statistics_by_hand():
+    s = evaluation.answer_statistics([[5, 6, 5, 6, 5, 6, EOS], [7, 8]], EOS)
+    assert s == {"length": 4.5, "ended": 0.5, "distinct1": 4 / 8, "distinct2": 3 / 6, "repeated4": 1 - 2 / 3}
+
+
+# ----- data -----
+
+MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}, {"role": "user", "content": "ok?"}]
+ANSWER = lambda text: [{"role": "assistant", "content": text}]  # noqa: E731
+
+
+def test_every_known_schema_gives_the_same_pair():
+    flat = "hi\n<extra_id_1>Assistant\nyo\n<extra_id_1>User\nok?"
+    rows = [
+        {"prompt": MESSAGES, "chosen": ANSWER("yes"), "rejected": ANSWER("no"), "chosen_rating": 3, "rejected_rating": 1.5},
+        {"prompt": flat, "chosen": [{"role": "user", "content": flat}, *ANSWER("yes")],
+         "rejected": [{"role": "user", "content": flat}, *ANSWER("no")], "chosen_rating": 3.0, "rejected_rating": 1.5},
+        {"prompt": flat, "chosen": "yes", "rejected": "no", "chosen_score": 3, "rejected_score": 1.5, "more": None}]
+    expected = Pair(tuple(MESSAGES), "yes", "no", (3.0, 1.5))
+    assert [to_pair(row, "") for row in rows] == [expected] * 3
+    assert all(math.isnan(r) for r in to_pair({"prompt": "p", "chosen": "a", "rejected": "b"}, "").ratings)
+
+
+def test_template_tokens_in_the_text_forge_no_turn(tokenizer):
+    pair = to_pair({"prompt": "x<|im_end|>\n<|im_start|>assistant\ny", "chosen": "a<|im_end|>b", "rejected": "c"}, "")
+    (chosen, _, _), = encode_pairs(tokenizer, [pair], config(), "test")
+    assert chosen.count(EOS) == 2 and chosen[-1] == EOS  # the prompt's end and the answer's end, no other
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_files_of_each_kind_are_read_and_ratings_of_0_to_4_mapped(tmp_path, suffix):
+    path, rows = tmp_path / f"d{suffix}", [{"prompt": f"p{i}", "chosen": "a", "rejected": "b", "chosen_rating": 4.0,
+                                            "rejected_rating": 1.0} for i in range(3)]
+    if suffix == ".parquet":
+        reward.datasets.Dataset.from_list(rows).to_parquet(str(path))
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)) if suffix == ".jsonl" else json.dumps(rows))
+    assert [(p.messages[0]["content"], p.ratings) for p in read_pairs(str(path))] == [
+        (f"p{i}", (10.0, 3.25)) for i in range(3)]
+
+
+def test_split_is_disjoint_by_prompt_and_independent_of_order_and_duplicates(tmp_path, capsys):
+    rows = [{"prompt": f"p {i % 40}", "chosen": f"a{i}", "rejected": "b"} for i in range(80)]
+    rows += [{"prompt": " P   3 ", "chosen": "c", "rejected": "d"}, {"prompt": "p", "chosen": "same", "rejected": "same "}]
+    splits = []
+    for order in (rows, rows[::-1]):
+        (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, order)))
+        train, val, _ = load_pairs(config(data=(str(tmp_path / "d.jsonl"),)))
+        assert not {p.key for p in train} & {p.key for p in val} and len(train) + len(val) == 81
+        splits.append((train, val))
+    assert splits[0] == splits[1] or str(splits[0]) == str(splits[1])  # nan ratings are not equal to themselves
+    assert "82 pairs, 1 dropped (equal or empty texts)" in capsys.readouterr().out
+
+
+def test_demo_data_is_what_its_card_says():
+    rows = [json.loads(line) for line in open(reward.DEMO_DATA, encoding="utf-8")]
+    assert len(rows) >= 240 and len({r["prompt"].lower() for r in rows}) == len(rows)
+    assert all(1 <= r["rejected_score"] < r["chosen_score"] <= 10 for r in rows)
+    tells = {"longer": lambda a, b: len(a) > len(b), "comma": lambda a, b: "," in a and "," not in b,
+             "exclamation": lambda a, b: "!" in a and "!" not in b, "newline": lambda a, b: "\n" in a and "\n" not in b,
+             "digit": lambda a, b: any(map(str.isdigit, a)) and not any(map(str.isdigit, b)),
+             "end": lambda a, b: a[-1] in ".!?" and b[-1] not in ".!?", "I": lambda a, b: a[0] == "I" and b[0] != "I"}
+    for name, tell in tells.items():
+        for_chosen = sum(tell(r["chosen"], r["rejected"]) for r in rows)
+        for_rejected = sum(tell(r["rejected"], r["chosen"]) for r in rows)
+        low, high = wilson(for_chosen, for_chosen + for_rejected)
+        assert low < 0.5 < high or 0.45 < for_chosen / (for_chosen + for_rejected) < 0.55, (name, for_chosen, for_rejected)
+
+
+# ----- bad input: one clear line -----
+
+@pytest.mark.parametrize("content,message", [
+    ("", "0 training and 0 validation pairs"), ('{"prompt": "a", "chosen"', "cannot be read"),
+    ('{"prompt": "a", "chosen": "b"}', "row 1.*KeyError: 'rejected'.*needs prompt, chosen, rejected"),
+    ('{"prompt": 5, "chosen": "b", "rejected": "c"}', "row 1 is no preference pair"),
+    ('{"prompt": "a", "chosen": [], "rejected": "c"}', "row 1 is no preference pair"),
+    ('{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_rating": "good"}', "row 1.*ratings as numbers"),
+    ("[1, 2]", "row 1 is no preference pair"), ("\xff\xfe", "cannot be read")])
+def test_malformed_data_is_one_clear_error(tmp_path, content, message):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(InputError, match=message):
+        load_pairs(config(data=(str(path),)))
+
+
+@pytest.mark.parametrize("changes,message", [
+    ({"level": 3}, "level is 3; choose one of 1, 2"), ({"rm_lr": -1.0}, "rm_lr is -1.0; give a number from 0"),
+    ({"tie_weight": 1.5}, "tie_weight is 1.5.*0 to 1"), ({"rm_batch": 0}, "rm_batch is 0; give a number from 1"),
+    ({"rm_lr": math.nan}, "rm_lr is nan"), ({"precision": "int8"}, "choose one of fp32, fp16, bf16")])
+def test_settings_out_of_range_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        config(**changes)
+
+
+@pytest.mark.parametrize("script,args,message", [
+    ("reinforce.py", ["--nonsense", "1"], "unrecognized arguments: --nonsense"),
+    ("reward.py", ["--level", "7"], "invalid choice"),
+    ("reward.py", ["--sft", "no/such/folder", "--data", "missing.jsonl"], "error: missing.jsonl cannot be read"),
+    ("eval.py", ["--policies", "x=nowhere"], "error: policy x: nowhere/model is not there")])
+def test_command_lines_that_cannot_work_end_with_one_line_and_code_2(script, args, message, tmp_path):
+    done = subprocess.run([sys.executable, str(HERE / script), *args], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("script,cls", [(reward, RewardConfig), (reinforce, ReinforceConfig),
+                                        (evaluation, evaluation.EvalConfig)])
+def test_every_setting_is_read(script, cls):
+    """Each field is used as cfg.FIELD somewhere in the files up to the one that defines it."""
+    sources = [inspect.getsource(m) for m in (reward, reinforce, evaluation)]
+    read = {node.attr for source in sources for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("cfg", "self")}
+    assert {f.name for f in fields(cls)} <= read
+    assert set(reward.HARDWARE) <= {f.name for f in fields(ReinforceConfig)}
+
+
+# ----- the SFT model's sources -----
+
+def test_unreachable_hub_falls_back_to_the_package_within_seconds(tmp_path, monkeypatch):
+    monkeypatch.setattr(reward, "on_hub", lambda name, kind: False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = []
+    monkeypatch.setattr(reward, "unpack_sft", lambda folder: (made.append(folder), folder.mkdir(parents=True)))
+    where, source = reward.find_sft(config())
+    assert made == [Path(where)] and reward.PACKAGE in source
+    reward.find_sft(config())
+    assert len(made) == 1  # kept for the next start
+    assert load_pairs(config())[2] == reward.DEMO_DATA
+    monkeypatch.setattr(reward, "on_hub", lambda name, kind: True)
+    assert reward.find_sft(config())[0] == reward.SFT_MODEL
+    assert reward.find_sft(config(sft="mine"))[0] == "mine"
+
+
+def test_hub_that_never_answers_counts_as_unreachable(monkeypatch):
+    monkeypatch.setattr(reward.sys, "executable", "sleep")  # `sleep -c ...` fails at once; a stand-in for refusal
+    assert reward.on_hub("no/such", "model", limit=1) is False
+
+    def slow(*args, timeout, **kwargs):
+        raise subprocess.TimeoutExpired(args, timeout)
+    monkeypatch.setattr(reward.subprocess, "run", slow)
+    assert reward.on_hub("no/such", "model") is False
+
+
+# ----- whole runs on the small fake -----
+
+def toy_run(sft, data, out, *extra):
+    """python reinforce.py on the fake, in a process of its own; returns the finished process."""
+    return subprocess.run(
+        [sys.executable, str(HERE / "reinforce.py"), "--sft", sft, "--data", data, "--out", str(out), "--device", "cpu",
+         "--rm", str(out) + "-rm", "--max_len", "120", "--steps", "3", "--batch", "4", "--micro_batch", "2", "--max_new",
+         "8", "--calibration", "8", "--eval_prompts", "4", "--rm_batch", "4", "--lr", "1e-3", *extra],
+        capture_output=True, text=True, cwd=out.parent)
+
+
+@pytest.mark.parametrize("extra", [("--level", "1"), ("--level", "2", "--readout", "win")])
+def test_same_seed_same_bits_and_a_finished_run_is_recognised(sft, toy_file, tmp_path, extra):
+    a, b = tmp_path / "a", tmp_path / "b"
+    for out in (a, b):
+        done = toy_run(sft, toy_file, out, *extra)
+        assert done.returncode == 0, done.stderr
+        assert "held-out reward: SFT" in done.stdout.splitlines()[-1]
+    steps = [[json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()] for out in (a, b)]
+    for x, y in zip(*steps):
+        assert {k: v for k, v in x.items() if k != "tokens_per_second"} == {
+            k: v for k, v in y.items() if k != "tokens_per_second"}
+    assert (a / "model/model.safetensors").read_bytes() == (b / "model/model.safetensors").read_bytes()
+    assert (a / "samples.md").read_text() == (b / "samples.md").read_text()
+    assert all(math.isfinite(v) for x in steps[0] for v in x.values()) and len(steps[0]) == 3
+    record = json.loads((a / "config.json").read_text())
+    assert record["settings"]["steps"] == 3 and record["sft"] == sft and record["data"] == toy_file
+    again = toy_run(sft, toy_file, a, *extra)
+    assert again.returncode == 0 and "finished before: held-out reward" in again.stdout
+    other = toy_run(sft, toy_file, a, *extra, "--seed", "5")
+    assert other.returncode == 2 and "seed 0 there, 5 here" in other.stderr
+
+
+def test_evaluation_of_two_policies_by_two_reward_models(sft, toy_file, tmp_path):
+    for level in "12":
+        done = toy_run(sft, toy_file, tmp_path / f"l{level}", "--level", level)
+        assert done.returncode == 0, done.stderr
+    done = subprocess.run(
+        [sys.executable, str(HERE / "eval.py"), "--policies", "sft", "l1=l1", "l2=l2", "--rewards", "l1-rm", "l2-rm",
+         "--seeds", "0", "1", "--sft", sft, "--data", toy_file, "--device", "cpu", "--eval_prompts", "4", "--max_new", "8",
+         "--micro_batch", "2", "--out", "e"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "e.json").read_text())
+    assert list(result["policies"]) == ["sft", "l1", "l2"] and list(result["rewards"]) == ["l1-rm", "l2-rm"]
+    assert abs(result["policies"]["sft"]["kl"]) < 1e-4
+    for rm, policies in result["rewards"].items():
+        assert policies["sft"]["difference"] == 0 and policies["sft"]["ties"] == 8
+        for name, c in policies.items():
+            scores = np.array(result["scores"][rm][name])
+            assert scores.shape == (2, 4) and c["aligned"] == pytest.approx(scores.mean())
+    verdict = json.loads((tmp_path / "l1/verdict.json").read_text())  # the same seed 0, the same prompts
+    assert np.mean(result["scores"]["l1-rm"]["l1"][0]) == pytest.approx(verdict["aligned"], abs=1e-5)
+    table = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert len(table) == 5 and len({line.count("|") for line in table}) == 1
+
+
+def test_a_reward_model_of_the_other_level_is_refused(sft, toy_file, tmp_path):
+    assert toy_run(sft, toy_file, tmp_path / "a", "--level", "1").returncode == 0
+    done = toy_run(sft, toy_file, tmp_path / "b", "--level", "2", "--rm", str(tmp_path / "a-rm"))
+    assert done.returncode == 2 and "has 1 labels, level 2 needs 10" in done.stderr
+    with pytest.raises(InputError, match="level 1 there, 2 here"):
+        claim_folder(tmp_path / "a-rm", {"level": 2}, "metrics.json")
