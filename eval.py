@@ -3,17 +3,15 @@
     python eval.py --policies l1=runs/demo_pairs-level1 l2=runs/demo_pairs-level2 \\
                    --rewards runs/demo_pairs-reward1 runs/demo_pairs-reward2 --seeds 0 1 2 --plot
 
-For each policy and each reward model, the mean score, the difference to the SFT model and win / tie / loss
-against it; for each policy KL, length, share of answers that end, and repetition. The SFT model is always the
-first row. Scoring a policy by a reward model it was not trained on ("cross-scoring") shows whether it learnt
-what people prefer or what its own reward model likes. About 5 minutes on two CPU cores.
+For each policy and each reward model: the mean score, the paired difference to the SFT model, win /
+tie / loss against it. For each policy: KL, length, share of answers that end, repetition. The SFT
+model is always the first row. Scoring a policy by a reward model it was not trained on
+("cross-scoring") shows whether it learnt what people prefer, or what its own reward model likes.
+Two policies, two reward models and three seeds take about 15 minutes on two CPU cores.
 
-Differences are paired: same prompt, same random numbers. The unit of resampling is the prompt; the answers of
-several seeds to one prompt are averaged first, because they are not independent.
+Left out, and why: a language model as judge. It needs one; OUT.json holds every score by prompt.
 
-Left out, and why: a language model as judge (needs one; the scores are written down for one to use).
-
-Shapes: S seeds, N prompts.
+Shapes: S seeds, N prompts, K scores.
 """
 import json
 import math
@@ -24,29 +22,30 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from reinforce import (EVAL_STEP, READOUTS, answer_all, compare, read_scores, sequence_logprobs, usable_prompts)
-from reward import (SFT_MODEL, InputError, check_settings, find_sft, load_pairs, load_reward_model, parse_config,
-                    run_cli, score_all, setting)
+from reinforce import (EVAL_STEP, READOUTS, answer_all, compare, read_scores, sequence_logprobs,
+                       usable_prompts)
+from reward import (SFT_MODEL, InputError, check_settings, find_sft, load_pairs, load_reward_model,
+                    parse_config, run_cli, score_all, setting)
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    policies: tuple = setting((), "NAME=RUN or RUN, folders written by reinforce.py; 'sft' is always there")
-    rewards: tuple = setting((), "reward model folders written by reward.py")
-    seeds: tuple = setting((0,), "sampling seeds, an answer a prompt for each")
-    sft: str = setting(None, f"SFT model: hub name or folder (default {SFT_MODEL})")
-    data: tuple = setting((), "pairs, as for reinforce.py: their validation prompts are used")
-    device: str = setting(None, "cpu, cuda, cuda:1, ... (default cuda if there is one)")
-    readout: str = setting("mean", "how level-2 reward models score", tuple(READOUTS))
-    risk: float = setting(0.5, "lambda of readouts variance and entropy, alpha of entropic", least=0)
+    policies: tuple = setting((), "NAME=RUN or RUN: folders of reinforce.py; sft is always there")
+    rewards: tuple = setting((), "reward model folders")
+    seeds: tuple = setting((0,), "sampling seeds, an answer to each prompt for each")
+    sft: str = setting(None, f"SFT model, hub name or folder (default {SFT_MODEL})")
+    data: tuple = setting((), "as given to reinforce.py: its validation prompts are used")
+    device: str = setting(None, "cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    readout: str = setting("mean", "how a level-2 reward model scores", tuple(READOUTS))
+    risk: float = setting(0.5, "lambda of variance and entropy, alpha of entropic", least=0)
     eval_prompts: int = setting(None, "held-out prompts at most", least=2)
     max_prompt: int = setting(None, "tokens; a longer prompt is skipped")
     max_new: int = setting(None, "tokens of an answer")
     micro_batch: int = setting(None, "answers a forward pass")
     rm_micro: int = setting(None, "half the texts a forward pass of a reward model")
-    precision: str = setting(None, "arithmetic of the reward models", ("fp32", "fp16", "bf16"))
-    out: str = setting("runs/eval", "where to write OUT.json and, with --plot, OUT.png")
-    plot: bool = setting(False, "draw reward against step and sqrt(KL), and the scores' distributions")
+    precision: str = setting(None, "arithmetic of the reward model", ("fp32", "fp16", "bf16"))
+    out: str = setting("runs/eval", "results go to OUT.json, pictures to OUT.png")
+    plot: bool = setting(False, "draw reward against step and sqrt(KL), and the scores")
 
     __post_init__ = check_settings
 
@@ -58,13 +57,13 @@ def ngrams(ids, n):
 
 
 def distinct(answers, n):
-    """Different n-grams among all n-grams of all answers (Li et al. 2016); 1 when none comes twice."""
+    """Different n-grams among all n-grams (Li et al. 2016); 1 when none comes twice."""
     grams = [g for ids in answers for g in ngrams(ids, n)]
     return len(set(grams)) / max(1, len(grams))
 
 
 def repeated(answers, n=4):
-    """Share of an answer's n-grams that it has said before, averaged over the answers that have any."""
+    """Share of an answer's n-grams that it has said before, averaged over the answers."""
     shares = [1 - len(set(g)) / len(g) for ids in answers if (g := ngrams(ids, n))]
     return float(np.mean(shares)) if shares else 0.0
 
@@ -74,7 +73,8 @@ def answer_statistics(answers, eos_id):
     words = [a[:-1] if a[-1] == eos_id else a for a in answers]
     return {"length": float(np.mean([len(a) for a in answers])),
             "ended": float(np.mean([a[-1] == eos_id for a in answers])),
-            "distinct1": distinct(words, 1), "distinct2": distinct(words, 2), "repeated4": repeated(words)}
+            "distinct1": distinct(words, 1), "distinct2": distinct(words, 2),
+            "repeated4": repeated(words)}
 
 
 # ----- evaluation -----
@@ -87,72 +87,76 @@ def named_policies(cfg):
         if item != "sft":
             policies[name or Path(folder).name] = folder
     for name, folder in policies.items():
-        if folder is not None and not (Path(folder) / "model").is_dir():
-            raise InputError(f"policy {name}: {folder}/model is not there; give a folder that reinforce.py has finished")
+        if folder and not (Path(folder) / "model").is_dir():
+            raise InputError(f"policy {name}: there is no {folder}/model; give NAME=RUN with a RUN "
+                             "that reinforce.py has finished")
     return policies
 
 
 def evaluate_policy(policy, reference, prompts, keys, cfg, eos_id, what):
-    """({statistic: value}, answers of all seeds [S][N]); KL is the mean of log pi/pi_ref over the answers."""
-    answers = [answer_all(policy, prompts, keys, seed, EVAL_STEP, cfg, eos_id, what) for seed in cfg.seeds]
-    kl = torch.stack([sequence_logprobs(policy, prompts, a, cfg.micro_batch)
-                      - sequence_logprobs(reference, prompts, a, cfg.micro_batch) for a in answers])  # (S, N)
-    return {"kl": kl.mean().item()} | answer_statistics([a for seed in answers for a in seed], eos_id), answers
+    """({statistic: value}, answers [S][N]). KL: mean of log pi/pi_ref over the answers, in nats."""
+    answers = [answer_all(policy, prompts, keys, seed, EVAL_STEP, cfg, eos_id, what)
+               for seed in cfg.seeds]
+    kl = torch.stack([sequence_logprobs(policy, prompts, y, cfg.micro_batch)
+                      - sequence_logprobs(reference, prompts, y, cfg.micro_batch)
+                      for y in answers])                                                  # (S, N)
+    return {"kl": kl.mean().item()} | answer_statistics(sum(answers, []), eos_id), answers
 
 
 def score_policies(rm, prompts, answers, cfg, what):
-    """{policy: (S, N) scores} under one reward model; `win` compares with the SFT answers' mean distribution."""
-    level = 1 if rm.num_labels == 1 else 2
-    logits = {name: torch.stack([score_all(rm, [p + a for p, a in zip(prompts, seed)], cfg, what) for seed in seeds])
-              for name, seeds in answers.items()}                                                     # (S, N, K)
-    reference = logits["sft"].softmax(-1).mean((0, 1))                                                # (K,)
-    return {name: torch.stack([read_scores(z, level, cfg.readout, cfg.risk, reference) for z in seeds])
+    """{policy: scores (S, N)} by one reward model. `win` compares with the SFT answers."""
+    logits = {name: torch.stack([score_all(rm, [p + a for p, a in zip(prompts, y)], cfg,
+                                           f"{name} by {what}") for y in seeds])
+              for name, seeds in answers.items()}                                         # S, N, K
+    sft_scores = logits["sft"].softmax(-1).mean((0, 1))                                   # (K,)
+    return {name: torch.stack([read_scores(z, cfg.readout, cfg.risk, sft_scores) for z in seeds])
             for name, seeds in logits.items()}
 
 
+# ----- report -----
+
 def markdown(result):
-    """One table: a row for each policy, columns of text statistics, then three for each reward model."""
-    rms = list(result["rewards"])
+    """One table, a row a policy: text statistics, then three columns for each reward model."""
     head = ["policy", "KL", "length", "ended", "distinct-1", "distinct-2", "repeated-4"]
-    head += [f"{title} {rm}" for rm in rms for title in ("score", "difference to SFT [95 %]", "win/tie/loss, rate [95 %]")]
+    for rm in result["rewards"]:
+        head += [f"score by {rm}", "difference to SFT [95 %]", "win/tie/loss, win rate [95 %]"]
     lines = [head, ["---"] * len(head)]
     for name, s in result["policies"].items():
-        row = [name, f"{s['kl']:.2f}", f"{s['length']:.1f}"] + [
-            f"{s[k]:.2f}" for k in ("ended", "distinct1", "distinct2", "repeated4")]
-        for rm in rms:
-            c = result["rewards"][rm][name]
+        row = [name, f"{s['kl']:.2f}", f"{s['length']:.1f}", f"{s['ended']:.2f}"]
+        row += [f"{s[k]:.2f}" for k in ("distinct1", "distinct2", "repeated4")]
+        for c in (policies[name] for policies in result["rewards"].values()):
+            (low, high), (win_low, win_high) = c["interval"], c["win_interval"]
             row += [f"{c['aligned']:.3f}"] + (["", ""] if name == "sft" else [
-                "{:+.3f} [{:+.3f}, {:+.3f}]".format(c["difference"], *c["interval"]),
-                "{}/{}/{}, {:.2f} [{:.2f}, {:.2f}]".format(c["wins"], c["ties"], c["losses"], c["win_rate"],
-                                                           *c["win_interval"])])
+                f"{c['difference']:+.3f} [{low:+.3f}, {high:+.3f}]",
+                f"{c['wins']}/{c['ties']}/{c['losses']}, "
+                f"{c['win_rate']:.2f} [{win_low:.2f}, {win_high:.2f}]"])
         lines.append(row)
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def plot(result, policies, path):
-    """Reward against step, reward against sqrt(KL) (Gao et al. 2022), and the scores' distributions."""
+    """Reward against step and against sqrt(KL) (Gao et al. 2022), and the scores' distributions."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    rms = list(result["rewards"])
-    figure, axes = plt.subplots(1, 2 + len(rms), figsize=(4 * (2 + len(rms)), 3.6), layout="constrained")
-    look = {name: {"color": str(0.25 * (i % 4)), "linestyle": ("-", "--", ":", "-.")[i % 4], "label": name}
-            for i, name in enumerate(policies)}
-    for name, folder in policies.items():
-        if folder is not None:
-            log = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    rms, n = list(result["rewards"]), 2 + len(result["rewards"])
+    figure, axes = plt.subplots(1, n, figsize=(4 * n, 3.6), layout="constrained")
+    for i, (name, folder) in enumerate(policies.items()):
+        look = {"color": str(0.25 * (i % 4)), "label": name}  # greys and dashes: print in any ink
+        line, dot = ("-", "--", ":", "-.")[i % 4], "os^v"[i % 4]
+        if folder:
+            lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+            log = [json.loads(line) for line in lines]
             reward = [m["reward"] for m in log]
-            axes[0].plot([m["step"] for m in log], reward, **look[name])
-            axes[1].plot([math.sqrt(max(0.0, m["kl"])) for m in log], reward, **look[name] | {"linestyle": "", "marker":
-                         "os^v"[list(policies).index(name) % 4]})
+            axes[0].plot([m["step"] for m in log], reward, linestyle=line, **look)
+            axes[1].plot([math.sqrt(max(0, m["kl"])) for m in log], reward, dot, **look)
+        for axis, rm in zip(axes[2:], rms):
+            everyone = np.concatenate([np.ravel(x) for x in result["scores"][rm].values()])
+            axis.hist(np.ravel(result["scores"][rm][name]), np.histogram_bin_edges(everyone, 20),
+                      histtype="step", linestyle=line, **look)
+            axis.set(xlabel=f"score by {rm}", ylabel="held-out answers")
     axes[0].set(xlabel="step", ylabel="KL-shaped reward, in SFT spreads")
-    axes[1].set(xlabel="sqrt(KL to SFT), nats$^{1/2}$", ylabel="KL-shaped reward, in SFT spreads")
-    for axis, rm in zip(axes[2:], rms):
-        pooled = {name: np.ravel(result["scores"][rm][name]) for name in policies}
-        edges = np.histogram_bin_edges(np.concatenate(list(pooled.values())), 20)
-        for name, scores in pooled.items():
-            axis.hist(scores, edges, histtype="step", **look[name])
-        axis.set(xlabel=f"score by {rm}", ylabel="held-out answers")
+    axes[1].set(xlabel="square root of KL to SFT", ylabel="KL-shaped reward, in SFT spreads")
     for axis in axes:
         axis.legend(fontsize=8)
     figure.savefig(path, dpi=120)
@@ -161,28 +165,35 @@ def plot(result, policies, path):
 
 def main():
     cfg = parse_config(EvalConfig, __doc__)
-    policies, seeds = named_policies(cfg), tuple(cfg.seeds)
-    rms = {Path(folder).name: load_reward_model(folder, None, cfg.device) for folder in cfg.rewards}
-    if not rms:
+    policies = named_policies(cfg)
+    if not cfg.rewards:
         raise InputError("no reward model is named; give --rewards FOLDER [FOLDER ...]")
-    sft, sft_source = find_sft(cfg)
+    rms = {Path(folder).name: load_reward_model(folder, None, cfg.device) for folder in cfg.rewards}
     _, val, source = load_pairs(cfg)
+    sft, sft_source = find_sft(cfg)
     tokenizer = AutoTokenizer.from_pretrained(sft)
-    prompts, keys = (x[:cfg.eval_prompts] for x in usable_prompts(tokenizer, val, cfg, "evaluation"))
-    load = lambda where: AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32).to(cfg.device).eval()  # noqa: E731
-    reference = load(sft)
-    statistics, answers = {}, {}
+    prompts, keys = usable_prompts(tokenizer, val, cfg, "evaluation")
+    prompts, keys = prompts[:cfg.eval_prompts], keys[:cfg.eval_prompts]
+
+    def load(folder):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        return model.to(cfg.device).eval()
+
+    reference, statistics, answers = load(sft), {}, {}
     for name, folder in policies.items():
-        policy = reference if folder is None else load(Path(folder) / "model")
-        statistics[name], answers[name] = evaluate_policy(policy, reference, prompts, keys, cfg,
-                                                          tokenizer.eos_token_id, name)
+        policy = load(Path(folder) / "model") if folder else reference
+        statistics[name], answers[name] = evaluate_policy(
+            policy, reference, prompts, keys, cfg, tokenizer.eos_token_id, name)
     scores = {rm: score_policies(model, prompts, answers, cfg, rm) for rm, model in rms.items()}
-    result = {"settings": asdict(cfg), "sft": sft_source, "data": source, "prompts": keys, "policies": statistics,
-              "rewards": {rm: {name: compare(s["sft"], s[name]) for name in policies} for rm, s in scores.items()},
-              "scores": {rm: {name: x.tolist() for name, x in s.items()} for rm, s in scores.items()}}
+    result = {"settings": asdict(cfg), "sft": sft_source, "data": source, "prompts": keys,
+              "policies": statistics,
+              "rewards": {rm: {name: compare(s["sft"], s[name]) for name in s}
+                          for rm, s in scores.items()},
+              "scores": {rm: {name: x.tolist() for name, x in s.items()}
+                         for rm, s in scores.items()}}
     Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
     Path(cfg.out + ".json").write_text(json.dumps(result))
-    print(f"\n{len(prompts)} held-out prompts, seeds {', '.join(map(str, seeds))}; written to {cfg.out}.json\n")
+    print(f"\n{len(prompts)} held-out prompts, seeds {cfg.seeds}; all scores: {cfg.out}.json\n")
     print(markdown(result))
     if cfg.plot:
         plot(result, policies, cfg.out + ".png")

@@ -1,32 +1,33 @@
-"""REINFORCE with a moving-average baseline (Ahmadian et al. 2024, "Back to Basics", arXiv 2402.14740).
+"""REINFORCE with a moving-average baseline ("Back to Basics", Ahmadian et al., arXiv 2402.14740).
 
     python reinforce.py --level 2
 
 The whole answer y to a prompt x is one action. With r the reward model's score, the objective is
 
-    E_{y ~ pi(.|x)} [ R(x, y) ],   R(x, y) = r(x, y) - beta log( pi(y|x) / pi_ref(y|x) )        (eq. 3)
+    E_{y ~ pi(.|x)} [ R(x, y) ],   R(x, y) = r(x, y) - beta log( pi(y|x) / pi_ref(y|x) )   (eq. 3)
 
-and its gradient, from one answer a prompt and one update a batch, with b the moving average of past R,
+and its gradient, from one answer a prompt and one update a batch, b the moving average of past R,
 
-    mean over the batch of  (R(x, y) - b) grad log pi(y|x)                                      (eqs. 6-8)
+    mean over the batch of  (R(x, y) - b) grad log pi(y|x)                               (eqs. 6-8)
 
-The command gets the SFT model and the pairs, trains the reward model of the level if it is not there yet,
-samples the SFT model on held-out prompts, runs REINFORCE, samples the aligned model on the same prompts
-with the same random numbers, and answers: did the held-out reward rise? With the bundled data that takes
-about 15 minutes on two CPU cores; the README says what to expect.
+The command gets the SFT model and the pairs, trains the reward model of the level if it is not
+there yet, samples the SFT model on held-out prompts, runs REINFORCE, samples the aligned model on
+the same prompts with the same random numbers, and answers: did the held-out reward rise? On the
+bundled data that takes about 16 minutes on two CPU cores; the README says what to expect.
 
 Left out, and why:
- 1. Ratio, clipping, several epochs on a batch (PPO, TRL's RLOOTrainer): with one update a batch the ratio is 1.
+ 1. Ratio, clipping, several epochs a batch (PPO, RLOOTrainer): with one update the ratio is 1.
  2. Value network, GAE: the answer is one action, and the baseline is one number.
  3. Several answers a prompt (RLOO, GRPO): the moving average needs one.
- 4. top-k, top-p, temperature, repetition penalty: answers come from the very distribution that is trained.
+ 4. top-k, top-p, temperature, penalties: answers come from the very distribution that is trained.
  5. Whitening of advantages: it rescales the gradient by a number that depends on the batch.
 
-Shapes: B prompts (one answer each), P prompt tokens, T answer tokens, L all tokens, K scores, V vocabulary.
+Shapes: B prompts with one answer each, P prompt tokens, T answer tokens, L all tokens, K scores,
+V vocabulary, D hidden width.
 """
 import json
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +37,8 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from reward import (InputError, RewardConfig, claim_folder, encode_prompt, find_sft, get_reward_model, load_pairs,
-                    parse_config, run_cli, score_all, setting, wilson)
+from reward import (InputError, RewardConfig, claim_folder, encode_prompt, find_sft,
+                    get_reward_model, load_pairs, parse_config, run_cli, score_all, setting, wilson)
 
 # ----- readouts: a distribution of scores (B, K) -> a reward (B,) -----
 
@@ -62,13 +63,14 @@ def readout_entropy(p, reference=None, risk=0.5):
 
 
 def readout_entropic(p, reference=None, risk=0.5):
-    """-(1/alpha) log E[exp(-alpha S)]: risk-averse, within 1..K; alpha -> 0 gives E[S] (arXiv 2606.09073)."""
+    """-(1/alpha) log E[exp(-alpha S)] (arXiv 2606.09073): risk-averse, within 1..K; alpha -> 0
+    gives E[S], alpha -> infinity the worst case."""
     return -(p.log() - risk * scores_like(p)).logsumexp(-1) / risk if risk else readout_mean(p)
 
 
 def readout_win(p, reference, risk=None):
-    """P(S > B) + P(S = B) / 2 with B from `reference` (K,), the moving average of past answers'
-    distributions: depends on the order of the scores alone, which is all that pairs identify."""
+    """P(S > B) + P(S = B) / 2, B drawn from `reference` (K,), the moving average of past answers'
+    distributions. Depends on the order of the scores alone, which is all that pairs identify."""
     return p @ (reference.cumsum(0) - reference / 2)
 
 
@@ -77,44 +79,45 @@ READOUTS = {"mean": readout_mean, "variance": readout_variance, "entropy": reado
 
 
 def read_scores(logits, readout, risk, reference):
-    """A reward model's outputs (B, K) -> scores (B,): the number itself if K = 1, else the readout."""
-    return logits[:, 0] if logits.shape[1] == 1 else READOUTS[readout](logits.softmax(-1), reference, risk)
+    """A reward model's outputs (B, K) -> scores (B,): the number if K = 1, else the readout."""
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    return READOUTS[readout](logits.softmax(-1), reference, risk)
 
 
-# ----- settings: those of reward.py (the reward model may have to be trained) and these -----
-
+# ----- settings: these, and those of the reward model, which may have to be trained first -----
 
 @dataclass(frozen=True)
 class ReinforceConfig(RewardConfig):
     out: str = setting(None, "run folder (default runs/DATA-levelLEVEL)")
-    readout: str = setting("mean", "level 2: how a distribution of scores becomes a reward", tuple(READOUTS))
-    risk: float = setting(0.5, "level 2: lambda of readouts variance and entropy, alpha of entropic", least=0)
+    readout: str = setting("mean", "level 2: distribution of scores -> reward", tuple(READOUTS))
+    risk: float = setting(0.5, "lambda of variance and entropy, alpha of entropic", least=0)
     steps: int = setting(None, "updates")
     batch: int = setting(None, "prompts an update, one answer each")
     micro_batch: int = setting(None, "answers a forward pass: less memory, the same gradient")
     max_prompt: int = setting(None, "tokens; a longer prompt is skipped")
     max_new: int = setting(None, "tokens of an answer")
-    lr: float = setting(1e-5, "Adam learning rate, after a linear warm-up over a tenth of the steps", least=0)
-    beta: float = setting(0.05, "weight of the KL term, in units of the SFT reward's spread per nat", least=0)
-    eos_penalty: float = setting(1.0, "taken off an answer that does not end, in the same units", least=0)
-    baseline: str = setting("ema", "moving average of past rewards, their mean, or 0", ("ema", "mean", "none"))
-    decay: float = setting(0.9, "share of its old value that the ema keeps at a step", least=0, most=1)
+    lr: float = setting(1e-5, "Adam, after a warm-up over a tenth of the steps", least=0)
+    beta: float = setting(0.05, "of the KL term, in SFT score spreads per nat", least=0)
+    eos_penalty: float = setting(1.0, "off an answer that does not end, in spreads", least=0)
+    baseline: str = setting("ema", "of past rewards: moving, all, 0", ("ema", "mean", "none"))
+    decay: float = setting(0.9, "share of its value that the ema keeps a step", least=0, most=1)
     clip: float = setting(1.0, "limit of the gradient norm", least=0)
-    calibration: int = setting(None, "SFT answers to training prompts that set the unit of reward", least=2)
+    calibration: int = setting(None, "SFT answers that set the unit of reward", least=2)
     eval_prompts: int = setting(None, "held-out prompts at most", least=2)
-    seed: int = setting(0, "of the prompts' order and of the answers; eval.py may use others", least=0)
+    seed: int = setting(0, "of the order of prompts and of the answers", least=0)
 
 
 # ----- baseline -----
 
 @dataclass
 class Baseline:
-    """Moving average b of past values (numbers or vectors), used before it is updated.
+    """Moving average b of past values (numbers or vectors), to be used before it is updated.
 
-    ema: b <- decay b + (1 - decay) batch mean. mean: the average over all batches so far (eq. 8), the
-    starting value counting as the first. none: 0."""
+    ema: b <- decay b + (1 - decay) batch mean; mean: the average of all batches so far (eq. 8),
+    the starting value counting as one; none: 0."""
     kind: str
-    value: object   # from SFT samples, so that not even the first step is blind
+    value: object   # from SFT samples, so that not even the first step is without
     decay: float
     count: int = 1  # batches averaged
 
@@ -131,30 +134,30 @@ class Baseline:
 # ----- sampling and log-probs -----
 
 def uniforms(seed, step, keys, max_new):
-    """(B, T) uniform numbers, row i a function of (seed, step, keys[i]) alone: an answer can be made again."""
-    rows = [np.random.default_rng([seed, step, key]).random(max_new, dtype=np.float32) for key in keys]
+    """(B, T) random numbers in [0, 1), row i a function of (seed, step, keys[i]) alone."""
+    rows = [np.random.default_rng([seed, step, key]).random(max_new, np.float32) for key in keys]
     return torch.from_numpy(np.stack(rows))
 
 
 @torch.no_grad()
 def sample(policy, prompts, uniform, eos_id):
-    """One answer a prompt, drawn at temperature 1 from the full softmax.
+    """One answer a prompt, drawn at temperature 1 from the full softmax with a KV cache.
 
-    prompts: B lists of ids; uniform: (B, T) -> B lists of at most T ids, the end-of-sequence id included.
-    Token t is the inverse CDF of the softmax at uniform[:, t]: no answer depends on what else is in the batch.
-    """
-    P = max(map(len, prompts))
-    ids = torch.tensor([[0] * (P - len(p)) + p for p in prompts]).to(policy.device)            # (B, P), left-padded
-    mask = torch.tensor([[0] * (P - len(p)) + [1] * len(p) for p in prompts]).to(ids)          # (B, P)
-    position = (mask.cumsum(1) - 1).clamp(min=0)                                               # (B, P)
-    uniform, rows = uniform.to(policy.device), list(range(len(prompts)))
-    answers, cache = [[] for _ in prompts], None
+    prompts: B lists of ids; uniform: (B, T) -> B lists of at most T ids, eos included.
+    Token t is the inverse CDF of the softmax at uniform[:, t]: whatever else is in the batch, an
+    answer depends on its own prompt and numbers only."""
+    P, uniform = max(map(len, prompts)), uniform.to(policy.device)
+    ids = [[0] * (P - len(p)) + p for p in prompts]
+    mask = [[0] * (P - len(p)) + [1] * len(p) for p in prompts]
+    ids, mask = (torch.tensor(x, device=policy.device) for x in (ids, mask))     # (B, P), left
+    position = (mask.cumsum(1) - 1).clamp(min=0)                                 # (B, P)
+    answers, rows, cache = [[] for _ in prompts], list(range(len(prompts))), None
     for t in range(uniform.shape[1]):
-        out = policy(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache,
-                     use_cache=True, logits_to_keep=1)
-        cdf = out.logits[:, -1].float().softmax(-1).cumsum(-1)                                 # (rows, V)
-        draw = uniform[rows, t, None] * cdf[:, -1:]
-        ids = torch.searchsorted(cdf, draw, right=True).clamp(max=cdf.shape[1] - 1)            # (rows, 1)
+        out = policy(input_ids=ids, attention_mask=mask, position_ids=position,
+                     past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cdf = out.logits[:, -1].float().softmax(-1).cumsum(-1)                   # (rows, V)
+        u = uniform[rows, t, None] * cdf[:, -1:]                                 # rounding: cdf < 1
+        ids = torch.searchsorted(cdf, u, right=True).clamp(max=cdf.shape[1] - 1)  # (rows, 1)
         for row, token in zip(rows, ids[:, 0].tolist()):
             answers[row].append(token)
         keep = (ids[:, 0] != eos_id).nonzero()[:, 0]
@@ -170,39 +173,41 @@ def sample(policy, prompts, uniform, eos_id):
 
 
 def token_logprobs(model, prompts, answers):
-    """log pi(y_t | x, y_<t) of every answer token, (B, T) float32, 0 after the answer's end.
+    """log pi(y_t | x, y_<t) of every answer token, (B, T) float32; 0 after the answer's end.
 
-    Padding stands on the right of a causal model, so no mask is needed; the head sees answer positions only."""
+    Padding stands on the right of a causal model: no mask is needed. The head sees answers only."""
     P, T = torch.tensor([len(p) for p in prompts]), torch.tensor([len(a) for a in answers])
-    ids = pad_sequence([torch.tensor(p + a) for p, a in zip(prompts, answers)], batch_first=True).to(model.device)
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state               # (B, L, D)
-    mask = torch.arange(int(T.max())) < T[:, None]                                            # (B, T)
-    row, t = mask.nonzero(as_tuple=True)                                                      # answer tokens, flat
-    logits = model.lm_head(hidden[row, P[row] - 1 + t]).float()                               # position P-1+t predicts t
+    ids = pad_sequence([torch.tensor(p + a) for p, a in zip(prompts, answers)], batch_first=True)
+    ids = ids.to(model.device)                                                   # (B, L)
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # (B, L, D)
+    mask = torch.arange(int(T.max())) < T[:, None]                               # (B, T)
+    row, t = mask.nonzero(as_tuple=True)                                         # answer tokens
+    logits = model.lm_head(hidden[row, P[row] + t - 1]).float()                  # from before it
     flat = -F.cross_entropy(logits, ids[row, P[row] + t], reduction="none")
-    return torch.zeros(mask.shape, device=model.device).masked_scatter(mask.to(model.device), flat)
+    return torch.zeros(mask.shape).to(flat).masked_scatter(mask.to(flat.device), flat)
 
 
 @torch.no_grad()
 def sequence_logprobs(model, prompts, answers, size):
     """log pi(y|x) of whole answers, (N,) on the CPU, without gradient."""
-    return torch.cat([token_logprobs(model, prompts[i:i + size], answers[i:i + size]).sum(1).cpu()
-                      for i in range(0, len(prompts), size)])
+    parts = [slice(i, i + size) for i in range(0, len(prompts), size)]
+    return torch.cat([token_logprobs(model, prompts[p], answers[p]).sum(1).cpu() for p in parts])
 
 
 # ----- REINFORCE -----
 
 def policy_gradient(policy, prompts, answers, score, ref_logp, b, cfg):
-    """Adds the gradient of -mean((R - b) log pi(y|x)) to the policy's .grad.
+    """Adds the gradient of -mean((R - b) log pi(y|x)) to the policy's .grad, by micro-batches.
 
-    score, ref_logp: (B,); b: the baseline. Returns R and log pi(y|x), (B,) each. Micro-batches of any size
-    give the same gradient."""
+    score, ref_logp: (B,); b: the baseline. Returns R(x, y) and log pi(y|x), (B,) each."""
     B, reward, logp_all = len(prompts), torch.empty(len(prompts)), torch.empty(len(prompts))
-    order = sorted(range(B), key=lambda i: len(prompts[i]) + len(answers[i]))  # similar lengths: little padding
-    for part in (order[i:i + cfg.micro_batch] for i in range(0, B, cfg.micro_batch)):
-        logp = token_logprobs(policy, [prompts[i] for i in part], [answers[i] for i in part]).sum(1)  # log pi(y|x)
+    order = sorted(range(B), key=lambda i: len(prompts[i]) + len(answers[i]))  # little padding
+    for i in range(0, B, cfg.micro_batch):
+        part = order[i:i + cfg.micro_batch]
+        x, y = [prompts[j] for j in part], [answers[j] for j in part]
+        logp = token_logprobs(policy, x, y).sum(1)       # log pi(y|x), with gradient
         logp_all[part] = logp.detach().cpu()
-        kl = logp_all[part] - ref_logp[part]             # averages to KL(pi || pi_ref) over sampled answers
+        kl = logp_all[part] - ref_logp[part]             # its mean estimates KL(pi || pi_ref)
         reward[part] = score[part] - cfg.beta * kl       # the KL-shaped reward R(x, y)
         advantage = reward[part] - b
         objective = (advantage.to(logp) * logp).sum() / B
@@ -212,51 +217,62 @@ def policy_gradient(policy, prompts, answers, score, ref_logp, b, cfg):
 
 
 def prompt_batches(n, size, steps, seed):
-    """Indices of the prompts of each step: a new random order each time all have been used."""
-    orders = (np.random.default_rng([seed, epoch]).permutation(n) for epoch in range(-(-steps * size // n)))
-    return np.concatenate(list(orders))[:steps * size].reshape(steps, size)
+    """Indices (steps, B) of each step's prompts: none twice in an epoch, each in a new order."""
+    if size > n:
+        raise InputError(f"batch is {size}, but there are {n} training prompts; lower it")
+    full = n // size * size  # the rest of an epoch is left out
+    orders = [np.random.default_rng([seed, epoch]).permutation(n)[:full]
+              for epoch in range(-(-steps * size // full))]
+    return np.concatenate(orders).reshape(-1, size)[:steps]
 
 
 def train_policy(policy, reference, rm, prompts, keys, cfg, unit, start, eos_id, log):
-    """The REINFORCE loop, in place. unit: spread of SFT scores; start: (reward, distribution) of SFT answers."""
+    """The REINFORCE loop, in place; calls log(metrics) after each step.
+
+    unit: spread of the SFT scores; start: (mean reward, mean distribution (K,)) of SFT answers."""
     optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.lr)
-    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(1.0, (t + 1) / max(1, cfg.steps // 10)))
-    baseline, past_scores = Baseline(cfg.baseline, start[0], cfg.decay), Baseline("ema", start[1], cfg.decay)
-    bar = tqdm(prompt_batches(len(prompts), cfg.batch, cfg.steps, cfg.seed), desc="REINFORCE", unit="step")
+    warmup = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda t: min(1.0, (t + 1) / max(1, cfg.steps // 10)))
+    baseline = Baseline(cfg.baseline, start[0], cfg.decay)
+    past_scores = Baseline("ema", start[1], cfg.decay)  # of distributions: what `win` compares with
+    batches = prompt_batches(len(prompts), cfg.batch, cfg.steps, cfg.seed)
+    bar = tqdm(batches, desc="REINFORCE", unit="step")
     for step, batch in enumerate(bar):
         began = time.perf_counter()
-        x = [prompts[i] for i in batch]
-        y = sample(policy, x, uniforms(cfg.seed, step, [keys[i] for i in batch], cfg.max_new), eos_id)
-        logits = score_all(rm, [p + a for p, a in zip(x, y)], cfg)                         # (B, K)
-        raw = read_scores(logits, cfg.readout, cfg.risk, past_scores.value)                                  # (B,)
-        ended = torch.tensor([float(a[-1] == eos_id) for a in y])                          # (B,)
-        score = raw / unit - cfg.eos_penalty * (1 - ended)
-        ref_logp = sequence_logprobs(reference, x, y, cfg.micro_batch)                     # (B,)
-        reward, logp = policy_gradient(policy, x, y, score, ref_logp, baseline.value, cfg)  # (B,), (B,)
+        x, k = [prompts[i] for i in batch], [keys[i] for i in batch]
+        y = sample(policy, x, uniforms(cfg.seed, step, k, cfg.max_new), eos_id)
+        logits = score_all(rm, [p + a for p, a in zip(x, y)], cfg)               # (B, K)
+        raw = read_scores(logits, cfg.readout, cfg.risk, past_scores.value)      # (B,)
+        ended = torch.tensor([float(a[-1] == eos_id) for a in y])                # (B,)
+        score = raw / unit - cfg.eos_penalty * (1 - ended)                       # (B,)
+        ref_logp = sequence_logprobs(reference, x, y, cfg.micro_batch)           # (B,)
+        reward, logp = policy_gradient(policy, x, y, score, ref_logp, baseline.value, cfg)
         grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip).item()
         optimizer.step()
         optimizer.zero_grad()
         warmup.step()
-        tokens = sum(map(len, y))
-        log({"step": step, "score": raw.mean().item(), "reward": reward.mean().item(), "baseline": baseline.value,
-             "advantage_sd": (reward - baseline.value).std().item(), "kl": (logp - ref_logp).mean().item(),
-             "entropy": -logp.sum().item() / tokens, "length": tokens / len(y), "ended": ended.mean().item(),
-             "grad_norm": grad_norm, "tokens_per_second": tokens / (time.perf_counter() - began)})
-        baseline.update(reward.mean().item())                                              # after its use
+        kl, tokens = (logp - ref_logp).mean().item(), sum(map(len, y))
+        log({"step": step, "score": raw.mean().item(), "reward": reward.mean().item(), "kl": kl,
+             "baseline": baseline.value, "advantage_sd": (reward - baseline.value).std().item(),
+             "entropy": -logp.sum().item() / tokens, "length": tokens / len(y),
+             "ended": ended.mean().item(), "grad_norm": grad_norm,
+             "tokens_per_second": tokens / (time.perf_counter() - began)})
+        baseline.update(reward.mean().item())                                    # after its use
         past_scores.update(logits.softmax(-1).mean(0))
-        bar.set_postfix(score=f"{raw.mean():.2f}", kl=f"{(logp - ref_logp).mean():.2f}", ended=f"{ended.mean():.2f}")
+        bar.set_postfix(score=f"{raw.mean():.2f}", kl=f"{kl:.2f}", ended=f"{ended.mean():.2f}")
 
 
-# ----- evaluation on held-out prompts -----
+# ----- held-out comparison -----
 
-EVAL_STEP, CALIBRATION_STEP = 2**31, 2**31 + 1  # stand where a training step stands in `uniforms`
+EVAL_STEP, CALIBRATION_STEP = 2**31, 2**31 + 1  # where `uniforms` takes a step; no training step
 
 
 def answer_all(policy, prompts, keys, seed, step, cfg, eos_id, what):
-    """One answer to each prompt, in chunks of similar prompt length, in the order given."""
-    order, answers = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), [None] * len(prompts)
-    for i in tqdm(range(0, len(order), 4 * cfg.micro_batch), desc=what, unit="batch", leave=False):
-        part = order[i:i + 4 * cfg.micro_batch]
+    """An answer to each of N prompts, sampled in batches of similar length, in their order."""
+    answers, size = [None] * len(prompts), 4 * cfg.micro_batch
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for i in tqdm(range(0, len(order), size), desc=what, unit="batch", leave=False):
+        part = order[i:i + size]
         drawn = uniforms(seed, step, [keys[j] for j in part], cfg.max_new)
         for j, answer in zip(part, sample(policy, [prompts[j] for j in part], drawn, eos_id)):
             answers[j] = answer
@@ -264,101 +280,108 @@ def answer_all(policy, prompts, keys, seed, step, cfg, eos_id, what):
 
 
 def bootstrap(values, draws=10_000, seed=0):
-    """95 % percentile interval of the mean of (n,) paired differences, resampled over prompts."""
+    """95 % percentile interval of the mean of (N,) values, resampled with replacement."""
+    values = np.asarray(values, dtype=float)
     index = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
-    return tuple(np.quantile(np.asarray(values, dtype=float)[index].mean(1), [0.025, 0.975]).tolist())
+    return np.quantile(values[index].mean(1), [0.025, 0.975]).tolist()
 
 
 def compare(sft, aligned):
-    """Paired comparison of two (S, N) score arrays, S seeds on the same N prompts, as plain numbers.
+    """Paired comparison of scores (S, N): S seeds, N prompts, the same in both; plain numbers.
 
-    The prompt is the unit of both intervals: several answers to it are averaged, not counted as independent."""
+    The prompt is the unit of both intervals: several answers to it are averaged first."""
     d, n = (aligned - sft).double(), sft.shape[1]
     wins, ties, losses = (int(x.sum()) for x in (d > 0, d == 0, d < 0))
     rate = (wins + ties / 2) / d.numel()
-    return {"n": n, "sft": sft.mean().item(), "aligned": aligned.mean().item(), "difference": d.mean().item(),
-            "interval": bootstrap(d.mean(0).numpy()), "wins": wins, "ties": ties, "losses": losses,
-            "win_rate": rate, "win_interval": wilson(rate * n, n)}
+    return {"n": n, "sft": sft.mean().item(), "aligned": aligned.mean().item(),
+            "difference": d.mean().item(), "interval": bootstrap(d.mean(0)), "wins": wins,
+            "ties": ties, "losses": losses, "win_rate": rate, "win_interval": wilson(rate * n, n)}
 
 
 def verdict_line(v):
-    return (f"held-out reward: SFT {v['sft']:.3f}, aligned {v['aligned']:.3f}, difference {v['difference']:+.3f} "
-            "[%.3f, %.3f] (%+.2f SFT standard deviations), win rate {:.3f} [%.3f, %.3f], ".format(v["win_rate"])
-            % (*v["interval"], v["difference"] / v["unit"], *v["win_interval"])
-            + f"{v['n']} prompts, KL {v['kl']:.2f} nats, mean length {v['sft_length']:.1f} -> {v['length']:.1f} tokens, "
-            f"share of answers that end {v['sft_ended']:.2f} -> {v['ended']:.2f}")
+    low, high = v["interval"]
+    return (f"held-out reward: SFT {v['sft']:.3f}, aligned {v['aligned']:.3f}, "
+            f"difference {v['difference']:+.3f} [{low:+.3f}, {high:+.3f}] "
+            f"({v['difference'] / v['unit']:+.2f} SFT spreads), win rate {v['win_rate']:.3f} "
+            f"[{v['win_interval'][0]:.3f}, {v['win_interval'][1]:.3f}], {v['n']} prompts, "
+            f"KL {v['kl']:.2f} nats, mean length {v['sft_length']:.1f} -> {v['length']:.1f} tokens,"
+            f" share of answers that end {v['sft_ended']:.2f} -> {v['ended']:.2f}")
 
 
 def write_samples(path, tokenizer, prompts, sides, count=8):
-    """The first `count` held-out prompts (never chosen) with both answers and their scores, as Markdown."""
+    """The first `count` held-out prompts, never chosen, with each side's answer and its score."""
     with open(path, "w", encoding="utf-8") as file:
-        for i in range(min(count, len(prompts))):
-            print(f"## {i}\n\n```text\n{tokenizer.decode(prompts[i])}\n```\n", file=file)
+        for i, prompt in enumerate(prompts[:count]):
+            print(f"## {i}\n\n~~~~text\n{tokenizer.decode(prompt)}\n~~~~\n", file=file)
             for name, (answers, scores) in sides.items():
-                print(f"{name}, score {scores[i]:.3f}:\n\n```text\n{tokenizer.decode(answers[i])}\n```\n", file=file)
+                print(f"{name}, score {scores[i]:.3f}:\n\n~~~~text\n"
+                      f"{tokenizer.decode(answers[i])}\n~~~~\n", file=file)
 
 
 def usable_prompts(tokenizer, pairs, cfg, what):
-    """(prompts as ids, keys) without duplicates and without those longer than max_prompt, both counted."""
+    """(prompts as ids, keys), without duplicates and those over max_prompt, both counted."""
     unique = {p.key: encode_prompt(tokenizer, p.messages) for p in pairs}
     kept = {key: ids for key, ids in unique.items() if len(ids) <= cfg.max_prompt}
-    print(f"{what}: {len(kept)} prompts, {len(pairs) - len(unique)} duplicates and {len(unique) - len(kept)} "
-          f"longer than max_prompt {cfg.max_prompt} left out")
+    print(f"{what}: {len(kept)} prompts; left out: {len(pairs) - len(unique)} duplicates, "
+          f"{len(unique) - len(kept)} longer than max_prompt {cfg.max_prompt}")
     if len(kept) < 2:
-        raise InputError(f"{what}: {len(kept)} prompts within max_prompt {cfg.max_prompt}; give more data or raise it")
+        raise InputError(f"{what}: {len(kept)} prompts have at most max_prompt {cfg.max_prompt} "
+                         "tokens, two are needed; raise it or give more data")
     return list(kept.values()), list(kept)
 
 
 def main():
     cfg = parse_config(ReinforceConfig, __doc__)
-    sft, sft_source = find_sft(cfg)
     train, val, source = load_pairs(cfg)
+    sft, sft_source = find_sft(cfg)
     out = Path(cfg.out or f"runs/{Path(source.split(' + ')[0]).stem}-level{cfg.level}")
-    print(f"SFT model: {sft_source}\nsettings ({out}/config.json): "
-          + ", ".join(f"{k} {v}" for k, v in asdict(cfg).items() if v not in (None, ())))
+    print(f"SFT model: {sft_source}\nsettings:",
+          ", ".join(f"{k} {v}" for k, v in asdict(cfg).items() if v not in (None, ())))
     if claim_folder(out, asdict(cfg), "verdict.json", sft=sft_source, data=source):
-        return print(f"finished before: {verdict_line(json.loads((out / 'verdict.json').read_text()))}")
+        print("finished before:", verdict_line(json.loads((out / "verdict.json").read_text())))
+        return
     rm, rm_folder = get_reward_model(cfg, sft, sft_source, train, val, source, reuse=True)
     tokenizer = AutoTokenizer.from_pretrained(sft)
-    policy, reference = (AutoModelForCausalLM.from_pretrained(sft, dtype=torch.float32).to(cfg.device).eval()
-                         for _ in range(2))  # eval: no dropout, in training either
-    reference.requires_grad_(False)
     eos = tokenizer.eos_token_id
+    policy, reference = (AutoModelForCausalLM.from_pretrained(sft, dtype=torch.float32)
+                         .to(cfg.device).eval() for _ in range(2))  # eval: no dropout, ever
     prompts, keys = usable_prompts(tokenizer, train, cfg, "REINFORCE")
-    held_out, held_keys = (x[:cfg.eval_prompts] for x in usable_prompts(tokenizer, val, cfg, "evaluation"))
+    held_out = [x[:cfg.eval_prompts] for x in usable_prompts(tokenizer, val, cfg, "evaluation")]
+
+    def answer_and_score(x, k, step, what):
+        y = answer_all(policy, x, k, cfg.seed, step, cfg, eos, what)
+        return y, score_all(rm, [p + a for p, a in zip(x, y)], cfg, what)        # (N, K)
 
     # Calibration: SFT answers to training prompts give the unit of reward and the first baseline.
-    x, k = prompts[:cfg.calibration], keys[:cfg.calibration]
-    y = answer_all(policy, x, k, cfg.seed, CALIBRATION_STEP, cfg, eos, "calibration")
-    logits = score_all(rm, [p + a for p, a in zip(x, y)], cfg)
-    reference_scores = logits.softmax(-1).mean(0)  # (K,)
-    raw = read_scores(logits, cfg.readout, cfg.risk, reference_scores)
-    unit = raw.std().item()
+    y, logits = answer_and_score(prompts[:cfg.calibration], keys[:cfg.calibration],
+                                 CALIBRATION_STEP, "calibration")
+    sft_scores = logits.softmax(-1).mean(0)                                      # (K,)
+    raw = read_scores(logits, cfg.readout, cfg.risk, sft_scores)                 # (N,)
+    unit, unended = raw.std().item(), float(np.mean([a[-1] != eos for a in y]))
     if not unit > 1e-6:
-        raise InputError(f"the reward model gives all SFT answers the score {raw[0]:.4f}: nothing to learn from it")
-    open_share = np.mean([a[-1] != eos for a in y])
-    start = (raw.mean().item() / unit - cfg.eos_penalty * open_share, reference_scores)
-    print(f"calibration: {len(y)} SFT answers score {raw.mean():.3f} +- {unit:.3f}; {1 - open_share:.2f} of them end")
+        raise InputError(f"the reward model {rm_folder} gives all SFT answers the score "
+                         f"{raw[0]:.4f}: nothing to learn from; train another")
+    start = (raw.mean().item() / unit - cfg.eos_penalty * unended, sft_scores)
+    print(f"calibration: {len(y)} SFT answers score {raw.mean():.3f} +- {unit:.3f}")
 
-    def evaluate(what):
-        answers = answer_all(policy, held_out, held_keys, cfg.seed, EVAL_STEP, cfg, eos, what)
-        logits = score_all(rm, [p + a for p, a in zip(held_out, answers)], cfg)
-        return answers, read_scores(logits, cfg.readout, cfg.risk, reference_scores)
-
-    before = evaluate("SFT on held-out prompts")
+    before = answer_and_score(*held_out, EVAL_STEP, "SFT on held-out prompts")
     with open(out / "metrics.jsonl", "w") as file:
         train_policy(policy, reference, rm, prompts, keys, cfg, unit, start, eos,
-                     lambda record: print(json.dumps(record), file=file, flush=True))
-    after = evaluate("aligned on held-out prompts")
-    logp, ref_logp = (sequence_logprobs(m, held_out, after[0], cfg.micro_batch) for m in (policy, reference))
-    verdict = compare(before[1][None], after[1][None]) | {"unit": unit, "kl": (logp - ref_logp).mean().item()}
-    for name, answers in (("sft_", before[0]), ("", after[0])):
-        verdict[name + "length"] = float(np.mean([len(a) for a in answers]))
-        verdict[name + "ended"] = float(np.mean([a[-1] == eos for a in answers]))
-    for part in (policy, tokenizer):
-        part.save_pretrained(out / "model")
-    write_samples(out / "samples.md", tokenizer, held_out, {"SFT": before, "aligned": after})
-    (out / "verdict.json").write_text(json.dumps(verdict | {"reward_model": str(rm_folder)}, indent=1))
+                     lambda metrics: print(json.dumps(metrics), file=file, flush=True))
+    after = answer_and_score(*held_out, EVAL_STEP, "aligned on held-out prompts")
+    sides = {name: (y, read_scores(logits, cfg.readout, cfg.risk, sft_scores))
+             for name, (y, logits) in (("SFT", before), ("aligned", after))}
+    logp, ref_logp = (sequence_logprobs(model, held_out[0], after[0], cfg.micro_batch)
+                      for model in (policy, reference))
+    verdict = compare(sides["SFT"][1][None], sides["aligned"][1][None])
+    verdict |= {"unit": unit, "kl": (logp - ref_logp).mean().item(), "rm": str(rm_folder)}
+    for name, (y, _) in (("sft_", before), ("", after)):
+        verdict[name + "length"] = float(np.mean([len(a) for a in y]))
+        verdict[name + "ended"] = float(np.mean([a[-1] == eos for a in y]))
+    tokenizer.save_pretrained(out / "model")
+    policy.save_pretrained(out / "model")
+    write_samples(out / "samples.md", tokenizer, held_out[0], sides)
+    (out / "verdict.json").write_text(json.dumps(verdict, indent=1))  # last: now it is done
     print(verdict_line(verdict))
 
 

@@ -479,19 +479,18 @@ def test_baseline_series_by_hand():
     assert ema.value == pytest.approx(0.9 * 2.2) and mean.value == pytest.approx(2.0) and none.value == 0.0
 
 
-def test_a_toy_reward_rises(sft, tokenizer):
-    """REINFORCE on the fake with a known reward (share of one letter) finds it: the loop as it is, no reward model."""
+def test_a_toy_reward_rises(sft):
+    """REINFORCE with a known reward (the share of tokens under 130) finds it: the loop as it is."""
     policy, reference = (AutoModelForCausalLM.from_pretrained(sft).eval() for _ in range(2))
-    letter = tokenizer("a")["input_ids"][0]
-    cfg = config(ReinforceConfig, level=1, steps=60, batch=32, micro_batch=32, max_new=6, lr=3e-3, beta=0.01,
+    cfg = config(ReinforceConfig, level=1, steps=40, batch=32, micro_batch=32, max_new=6, lr=3e-3, beta=0.01,
                  eos_penalty=0.0)
     log = []
-    share = lambda rm, texts, cfg: torch.tensor([[ids[-6:].count(letter) / 6] for ids in texts])  # noqa: E731
+    share = lambda rm, texts, cfg: torch.tensor([[sum(t < 130 for t in ids[-6:]) / 6] for ids in texts])  # noqa: E731
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reinforce, "score_all", share)
-        reinforce.train_policy(policy, reference, None, [[1, 60 + i] for i in range(8)], list(range(8)), cfg, 0.1,
-                               (0.0, torch.zeros(1)), EOS, log.append)
-    first, last = (np.mean([m["score"] for m in part]) for part in (log[:10], log[-10:]))
+        reinforce.train_policy(policy, reference, None, [[1, 60 + i] for i in range(40)], list(range(40)), cfg, 0.2,
+                               (2.5, torch.zeros(1)), EOS, log.append)
+    first, last = (np.mean([m["score"] for m in part]) for part in (log[:5], log[-5:]))
     assert last > first + 0.3, (first, last)
     assert log[-1]["kl"] > 0 and all(math.isfinite(v) for m in log for v in m.values())
 
@@ -515,11 +514,14 @@ def test_loop_uses_the_baseline_before_updating_it_and_the_kl_shaped_reward(sft,
     assert abs(log[-1]["kl"]) > 1e-3
 
 
-def test_prompt_batches_use_every_prompt_once_an_epoch():
-    batches = prompt_batches(10, 4, 5, seed=1)
-    assert batches.shape == (5, 4)
-    assert sorted(batches.ravel()[:10]) == sorted(batches.ravel()[10:]) == list(range(10))
-    assert (batches != prompt_batches(10, 4, 5, seed=2)).any()
+def test_no_prompt_comes_twice_in_a_batch_or_an_epoch():
+    batches = prompt_batches(10, 3, 7, seed=1)  # three batches an epoch, one prompt left over
+    assert batches.shape == (7, 3)
+    for epoch in (batches[:3], batches[3:6]):
+        assert len(set(epoch.ravel())) == 9
+    assert (batches != prompt_batches(10, 3, 7, seed=2)).any()
+    with pytest.raises(InputError, match="batch is 11, but there are 10"):
+        prompt_batches(10, 11, 1, seed=0)
 
 
 # ----- statistics -----
@@ -636,14 +638,18 @@ def test_settings_out_of_range_are_refused(changes, message):
         config(**changes)
 
 
-@pytest.mark.parametrize("script,args,message", [
-    ("reinforce.py", ["--nonsense", "1"], "unrecognized arguments: --nonsense"),
-    ("reward.py", ["--level", "7"], "invalid choice"),
-    ("reward.py", ["--sft", "no/such/folder", "--data", "missing.jsonl"], "error: missing.jsonl cannot be read"),
-    ("eval.py", ["--policies", "x=nowhere"], "error: policy x: nowhere/model is not there")])
-def test_command_lines_that_cannot_work_end_with_one_line_and_code_2(script, args, message, tmp_path):
-    done = subprocess.run([sys.executable, str(HERE / script), *args], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+@pytest.mark.parametrize("module,flags,message", [
+    (reinforce, "--nonsense 1", "unrecognized arguments: --nonsense"), (reward, "--level 7", "invalid choice"),
+    (evaluation, "--policies x=nowhere --rewards y", "error: policy x: nowhere/model is not there"),
+    (evaluation, "--policies sft", "error: no reward model is named"),
+    (reward, "--sft no/such/folder --data DEMO --rm r", "no/such/folder")])
+def test_flags_that_cannot_work_are_one_line_and_code_2(module, flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["script", *flags.replace("DEMO", reward.DEMO_DATA).split()])
+    with pytest.raises(SystemExit) as stop:
+        reward.run_cli(module.main)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and "Traceback" not in error
 
 
 @pytest.mark.parametrize("script,cls", [(reward, RewardConfig), (reinforce, ReinforceConfig),
@@ -686,49 +692,51 @@ def test_hub_that_never_answers_counts_as_unreachable(monkeypatch):
 
 # ----- whole runs on the small fake -----
 
-def toy_run(sft, data, out, *extra):
-    """python reinforce.py on the fake, in a process of its own; returns the finished process."""
-    return subprocess.run(
-        [sys.executable, str(HERE / "reinforce.py"), "--sft", sft, "--data", data, "--out", str(out), "--device", "cpu",
-         "--rm", str(out) + "-rm", "--max_len", "120", "--steps", "3", "--batch", "4", "--micro_batch", "2", "--max_new",
-         "8", "--calibration", "8", "--eval_prompts", "4", "--rm_batch", "4", "--lr", "1e-3", *extra],
-        capture_output=True, text=True, cwd=out.parent)
+@pytest.fixture
+def run(sft, toy_file, tmp_path, monkeypatch, capsys):
+    """run(module, *flags): the script's own main() in a folder of its own; returns what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(module, *flags):
+        monkeypatch.setattr(sys, "argv", ["script", "--sft", sft, "--data", toy_file, "--device", "cpu", *flags])
+        module.main()
+        return capsys.readouterr().out
+    return call
+
+
+def tiny_budget(name):
+    return ("--out", name, "--rm", name + "-rm", *("--max_len 120 --steps 3 --batch 4 --micro_batch 2 --max_new 8 "
+            "--calibration 8 --eval_prompts 4 --rm_batch 4 --lr 1e-3").split())
 
 
 @pytest.mark.parametrize("extra", [("--level", "1"), ("--level", "2", "--readout", "win")])
-def test_same_seed_same_bits_and_a_finished_run_is_recognised(sft, toy_file, tmp_path, extra):
+def test_same_seed_same_bits_and_a_finished_run_is_recognised(run, sft, toy_file, tmp_path, extra):
+    for name in "ab":
+        assert "held-out reward: SFT" in run(reinforce, *tiny_budget(name), *extra).splitlines()[-1]
     a, b = tmp_path / "a", tmp_path / "b"
-    for out in (a, b):
-        done = toy_run(sft, toy_file, out, *extra)
-        assert done.returncode == 0, done.stderr
-        assert "held-out reward: SFT" in done.stdout.splitlines()[-1]
     steps = [[json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()] for out in (a, b)]
     for x, y in zip(*steps):
-        assert {k: v for k, v in x.items() if k != "tokens_per_second"} == {
-            k: v for k, v in y.items() if k != "tokens_per_second"}
+        assert x.pop("tokens_per_second") > 0 and y.pop("tokens_per_second") > 0 and x == y
+        assert all(math.isfinite(v) for v in x.values())
+    assert len(steps[0]) == 3
     assert (a / "model/model.safetensors").read_bytes() == (b / "model/model.safetensors").read_bytes()
     assert (a / "samples.md").read_text() == (b / "samples.md").read_text()
-    assert all(math.isfinite(v) for x in steps[0] for v in x.values()) and len(steps[0]) == 3
     record = json.loads((a / "config.json").read_text())
     assert record["settings"]["steps"] == 3 and record["sft"] == sft and record["data"] == toy_file
-    again = toy_run(sft, toy_file, a, *extra)
-    assert again.returncode == 0 and "finished before: held-out reward" in again.stdout
-    other = toy_run(sft, toy_file, a, *extra, "--seed", "5")
-    assert other.returncode == 2 and "seed 0 there, 5 here" in other.stderr
+    assert "finished before: held-out reward" in run(reinforce, *tiny_budget("a"), *extra)
+    with pytest.raises(InputError, match="seed 0 there, 5 here"):
+        run(reinforce, *tiny_budget("a"), *extra, "--seed", "5")
 
 
-def test_evaluation_of_two_policies_by_two_reward_models(sft, toy_file, tmp_path):
+def test_evaluation_of_two_policies_by_two_reward_models(run, tmp_path):
     for level in "12":
-        done = toy_run(sft, toy_file, tmp_path / f"l{level}", "--level", level)
-        assert done.returncode == 0, done.stderr
-    done = subprocess.run(
-        [sys.executable, str(HERE / "eval.py"), "--policies", "sft", "l1=l1", "l2=l2", "--rewards", "l1-rm", "l2-rm",
-         "--seeds", "0", "1", "--sft", sft, "--data", toy_file, "--device", "cpu", "--eval_prompts", "4", "--max_new", "8",
-         "--micro_batch", "2", "--out", "e"], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+        run(reinforce, *tiny_budget(f"l{level}"), "--level", level)
+    printed = run(evaluation, *("--policies sft l1=l1 l2=l2 --rewards l1-rm l2-rm --seeds 0 1 --eval_prompts 4 --max_new 8 "
+                                "--micro_batch 2 --out e --plot").split())
     result = json.loads((tmp_path / "e.json").read_text())
+    assert (tmp_path / "e.png").read_bytes().startswith(b"\x89PNG")
     assert list(result["policies"]) == ["sft", "l1", "l2"] and list(result["rewards"]) == ["l1-rm", "l2-rm"]
-    assert abs(result["policies"]["sft"]["kl"]) < 1e-4
+    assert abs(result["policies"]["sft"]["kl"]) < 1e-4 < abs(result["policies"]["l1"]["kl"])
     for rm, policies in result["rewards"].items():
         assert policies["sft"]["difference"] == 0 and policies["sft"]["ties"] == 8
         for name, c in policies.items():
@@ -736,13 +744,22 @@ def test_evaluation_of_two_policies_by_two_reward_models(sft, toy_file, tmp_path
             assert scores.shape == (2, 4) and c["aligned"] == pytest.approx(scores.mean())
     verdict = json.loads((tmp_path / "l1/verdict.json").read_text())  # the same seed 0, the same prompts
     assert np.mean(result["scores"]["l1-rm"]["l1"][0]) == pytest.approx(verdict["aligned"], abs=1e-5)
-    table = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    table = [line for line in printed.splitlines() if line.startswith("|")]
     assert len(table) == 5 and len({line.count("|") for line in table}) == 1
 
 
-def test_a_reward_model_of_the_other_level_is_refused(sft, toy_file, tmp_path):
-    assert toy_run(sft, toy_file, tmp_path / "a", "--level", "1").returncode == 0
-    done = toy_run(sft, toy_file, tmp_path / "b", "--level", "2", "--rm", str(tmp_path / "a-rm"))
-    assert done.returncode == 2 and "has 1 labels, level 2 needs 10" in done.stderr
-    with pytest.raises(InputError, match="level 1 there, 2 here"):
-        claim_folder(tmp_path / "a-rm", {"level": 2}, "metrics.json")
+def test_a_reward_model_of_the_other_level_or_with_other_settings_is_refused(run, tmp_path):
+    run(reward, "--level", "1", "--rm", "rm", "--max_len", "120")
+    with pytest.raises(InputError, match="has 1 labels, level 2 needs 10"):
+        run(reinforce, *tiny_budget("a"), "--level", "2", "--rm", "rm")
+    with pytest.raises(InputError, match="max_len 120 there, 100 here"):
+        run(reward, "--level", "1", "--rm", "rm", "--max_len", "100")
+    with pytest.raises(InputError, match="anchor is 1.0: it needs --level 2"):
+        run(reward, "--level", "1", "--rm", "new", "--anchor", "1")
+
+
+def test_command_line_ends_with_one_line_and_code_2(sft, tmp_path):
+    done = subprocess.run([sys.executable, str(HERE / "reward.py"), "--sft", sft, "--data", "missing.jsonl"],
+                          capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: missing.jsonl cannot be read") and done.stderr.count("\n") == 1
