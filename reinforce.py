@@ -97,7 +97,7 @@ class ReinforceConfig(RewardConfig):
     micro_batch: int = setting(None, "answers a forward pass: less memory, the same gradient")
     max_prompt: int = setting(None, "tokens; a longer prompt is skipped")
     max_new: int = setting(None, "tokens of an answer")
-    lr: float = setting(1e-5, "Adam, after a warm-up over a tenth of the steps", least=0)
+    lr: float = setting(None, "Adam, after a warm-up over a tenth of the steps", least=0)
     beta: float = setting(0.05, "of the KL term, in SFT score spreads per nat", least=0)
     eos_penalty: float = setting(1.0, "off an answer that does not end, in spreads", least=0)
     baseline: str = setting("ema", "of past rewards: moving, all, 0", ("ema", "mean", "none"))
@@ -357,12 +357,14 @@ def main():
                                  CALIBRATION_STEP, "calibration")
     sft_scores = logits.softmax(-1).mean(0)                                      # (K,)
     raw = read_scores(logits, cfg.readout, cfg.risk, sft_scores)                 # (N,)
-    unit, unended = raw.std().item(), float(np.mean([a[-1] != eos for a in y]))
+    unit, ended = raw.std().item(), torch.tensor([a[-1] == eos for a in y])
     if not unit > 1e-6:
         raise InputError(f"the reward model {rm_folder} gives all SFT answers the score "
                          f"{raw[0]:.4f}: nothing to learn from; train another")
+    unended = 1 - ended.float().mean().item()
     start = (raw.mean().item() / unit - cfg.eos_penalty * unended, sft_scores)
-    print(f"calibration: {len(y)} SFT answers score {raw.mean():.3f} +- {unit:.3f}")
+    print(f"calibration: {len(y)} SFT answers score {raw.mean():.3f} +- {unit:.3f}; the "
+          f"{ended.sum()} that end {raw[ended].mean():.3f}, the others {raw[~ended].mean():.3f}")
 
     before = answer_and_score(*held_out, EVAL_STEP, "SFT on held-out prompts")
     with open(out / "metrics.jsonl", "w") as file:

