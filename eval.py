@@ -24,8 +24,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reinforce import (EVAL_STEP, READOUTS, answer_all, compare, read_scores, sequence_logprobs,
                        usable_prompts)
-from reward import (SFT_MODEL, InputError, check_settings, find_sft, load_pairs, load_reward_model,
-                    parse_config, run_cli, score_all, setting)
+from reward import (SFT_MODEL, InputError, check_base, check_settings, find_sft, load_pairs,
+                    load_reward_model, parse_config, run_cli, score_all, setting)
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,15 @@ def named_policies(cfg):
     policies = {"sft": None}
     for item in cfg.policies:
         name, _, folder = item.rpartition("=")
-        if item != "sft":
-            policies[name or Path(folder).name] = folder
-    for name, folder in policies.items():
-        if folder and not (Path(folder) / "model").is_dir():
+        name = name or Path(folder).name
+        if item == "sft":
+            continue
+        if name in policies:
+            raise InputError(f"policy {name}: the name is taken; give another NAME=RUN")
+        if not (Path(folder) / "model").is_dir():
             raise InputError(f"policy {name}: there is no {folder}/model; give NAME=RUN with a RUN "
                              "that reinforce.py has finished")
+        policies[name] = folder
     return policies
 
 
@@ -168,9 +171,13 @@ def main():
     policies = named_policies(cfg)
     if not cfg.rewards:
         raise InputError("no reward model is named; give --rewards FOLDER [FOLDER ...]")
-    rms = {Path(folder).name: load_reward_model(folder, None, cfg.device) for folder in cfg.rewards}
+    if len({Path(folder).name for folder in cfg.rewards}) < len(cfg.rewards):
+        raise InputError(f"rewards: two of {cfg.rewards} have the same name; rename a folder")
     _, val, source = load_pairs(cfg)
     sft, sft_source = find_sft(cfg)
+    for folder in (*filter(None, policies.values()), *cfg.rewards):
+        check_base(folder, sft_source)
+    rms = {Path(folder).name: load_reward_model(folder, None, cfg.device) for folder in cfg.rewards}
     tokenizer = AutoTokenizer.from_pretrained(sft)
     prompts, keys = usable_prompts(tokenizer, val, cfg, "evaluation")
     prompts, keys = prompts[:cfg.eval_prompts], keys[:cfg.eval_prompts]
@@ -185,9 +192,11 @@ def main():
         statistics[name], answers[name] = evaluate_policy(
             policy, reference, prompts, keys, cfg, tokenizer.eos_token_id, name)
     scores = {rm: score_policies(model, prompts, answers, cfg, rm) for rm, model in rms.items()}
+    same = {name: torch.tensor([[a == b for a, b in zip(*pair)] for pair in zip(y, answers["sft"])])
+            for name, y in answers.items()}                                               # (S, N)
     result = {"settings": asdict(cfg), "sft": sft_source, "data": source, "prompts": keys,
               "policies": statistics,
-              "rewards": {rm: {name: compare(s["sft"], s[name]) for name in s}
+              "rewards": {rm: {name: compare(s["sft"], s[name], same[name]) for name in s}
                           for rm, s in scores.items()},
               "scores": {rm: {name: x.tolist() for name, x in s.items()}
                          for rm, s in scores.items()}}

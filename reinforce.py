@@ -26,6 +26,7 @@ Shapes: B prompts with one answer each, P prompt tokens, T answer tokens, L all 
 V vocabulary, D hidden width.
 """
 import json
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,7 +39,8 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reward import (InputError, RewardConfig, claim_folder, encode_prompt, find_sft,
-                    get_reward_model, load_pairs, parse_config, run_cli, score_all, setting, wilson)
+                    get_reward_model, load_pairs, parse_config, run_cli, run_folder, score_all,
+                    setting, wilson)
 
 # ----- readouts: a distribution of scores (B, K) -> a reward (B,) -----
 
@@ -102,7 +104,7 @@ class ReinforceConfig(RewardConfig):
     eos_penalty: float = setting(1.0, "off an answer that does not end, in spreads", least=0)
     baseline: str = setting("ema", "of past rewards: moving, all, 0", ("ema", "mean", "none"))
     decay: float = setting(0.9, "share of its value that the ema keeps a step", least=0, most=1)
-    clip: float = setting(1.0, "limit of the gradient norm", least=0)
+    clip: float = setting(1.0, "limit of the gradient norm", least=1e-6)
     calibration: int = setting(None, "SFT answers that set the unit of reward", least=2)
     eval_prompts: int = setting(None, "held-out prompts at most", least=2)
     seed: int = setting(0, "of the order of prompts and of the answers", least=0)
@@ -248,12 +250,15 @@ def train_policy(policy, reference, rm, prompts, keys, cfg, unit, start, eos_id,
         ref_logp = sequence_logprobs(reference, x, y, cfg.micro_batch)           # (B,)
         reward, logp = policy_gradient(policy, x, y, score, ref_logp, baseline.value, cfg)
         grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip).item()
+        if not math.isfinite(grad_norm):
+            raise InputError(f"step {step}: the gradient norm is {grad_norm}, the scores are in "
+                             f"{raw.min():.4g}..{raw.max():.4g}; lower --lr or train another --rm")
         optimizer.step()
         optimizer.zero_grad()
         warmup.step()
         kl, tokens = (logp - ref_logp).mean().item(), sum(map(len, y))
         log({"step": step, "score": raw.mean().item(), "reward": reward.mean().item(), "kl": kl,
-             "baseline": baseline.value, "advantage_sd": (reward - baseline.value).std().item(),
+             "baseline": baseline.value, "advantage_sd": reward.std(correction=0).item(),
              "entropy": -logp.sum().item() / tokens, "length": tokens / len(y),
              "ended": ended.mean().item(), "grad_norm": grad_norm,
              "tokens_per_second": tokens / (time.perf_counter() - began)})
@@ -286,11 +291,12 @@ def bootstrap(values, draws=10_000, seed=0):
     return np.quantile(values[index].mean(1), [0.025, 0.975]).tolist()
 
 
-def compare(sft, aligned):
+def compare(sft, aligned, same):
     """Paired comparison of scores (S, N): S seeds, N prompts, the same in both; plain numbers.
 
-    The prompt is the unit of both intervals: several answers to it are averaged first."""
-    d, n = (aligned - sft).double(), sft.shape[1]
+    same: (S, N), the two answers are equal, a tie whatever the rounding of their scores. The prompt
+    is the unit of both intervals: several answers to it are averaged first."""
+    d, n = (aligned - sft).double().masked_fill(same, 0.0), sft.shape[1]
     wins, ties, losses = (int(x.sum()) for x in (d > 0, d == 0, d < 0))
     rate = (wins + ties / 2) / d.numel()
     return {"n": n, "sft": sft.mean().item(), "aligned": aligned.mean().item(),
@@ -334,19 +340,20 @@ def main():
     cfg = parse_config(ReinforceConfig, __doc__)
     train, val, source = load_pairs(cfg)
     sft, sft_source = find_sft(cfg)
-    out = Path(cfg.out or f"runs/{Path(source.split(' + ')[0]).stem}-level{cfg.level}")
+    out = Path(cfg.out or run_folder(source, f"level{cfg.level}"))
     print(f"SFT model: {sft_source}\nsettings:",
           ", ".join(f"{k} {v}" for k, v in asdict(cfg).items() if v not in (None, ())))
-    if claim_folder(out, asdict(cfg), "verdict.json", sft=sft_source, data=source):
+    if claim_folder(out, "verdict.json", asdict(cfg), sft_source=sft_source, data_source=source):
         print("finished before:", verdict_line(json.loads((out / "verdict.json").read_text())))
         return
-    rm, rm_folder = get_reward_model(cfg, sft, sft_source, train, val, source, reuse=True)
     tokenizer = AutoTokenizer.from_pretrained(sft)
     eos = tokenizer.eos_token_id
-    policy, reference = (AutoModelForCausalLM.from_pretrained(sft, dtype=torch.float32)
-                         .to(cfg.device).eval() for _ in range(2))  # eval: no dropout, ever
     prompts, keys = usable_prompts(tokenizer, train, cfg, "REINFORCE")
     held_out = [x[:cfg.eval_prompts] for x in usable_prompts(tokenizer, val, cfg, "evaluation")]
+    prompt_batches(len(prompts), cfg.batch, 1, cfg.seed)  # complains now if there are too few
+    rm, rm_folder = get_reward_model(cfg, sft, sft_source, train, val, source, reuse=True)
+    policy, reference = (AutoModelForCausalLM.from_pretrained(sft, dtype=torch.float32)
+                         .to(cfg.device).eval() for _ in range(2))  # eval: no dropout, ever
 
     def answer_and_score(x, k, step, what):
         y = answer_all(policy, x, k, cfg.seed, step, cfg, eos, what)
@@ -375,7 +382,8 @@ def main():
              for name, (y, logits) in (("SFT", before), ("aligned", after))}
     logp, ref_logp = (sequence_logprobs(model, held_out[0], after[0], cfg.micro_batch)
                       for model in (policy, reference))
-    verdict = compare(sides["SFT"][1][None], sides["aligned"][1][None])
+    same = torch.tensor([a == b for a, b in zip(before[0], after[0])])
+    verdict = compare(sides["SFT"][1][None], sides["aligned"][1][None], same[None])
     verdict |= {"unit": unit, "kl": (logp - ref_logp).mean().item(), "rm": str(rm_folder)}
     for name, (y, _) in (("sft_", before), ("", after)):
         verdict[name + "length"] = float(np.mean([len(a) for a in y]))

@@ -127,25 +127,37 @@ def run_cli(main):
     try:
         main()
     except (InputError, OSError) as error:  # from_pretrained raises OSError; its first line tells
-        print("error:", str(error).strip().splitlines()[0], file=sys.stderr)
+        print("error:", (str(error).strip() or repr(error)).splitlines()[0], file=sys.stderr)
         raise SystemExit(2)
 
 
-def claim_folder(folder, settings, done, **more):
-    """True if the folder holds this very run, finished; refuses another; records a new one."""
-    path = Path(folder) / "config.json"
+def claim_folder(folder, done, settings, **sources):
+    """True if the folder holds this very run, finished; refuses to touch one that holds another."""
+    path, record = Path(folder) / "config.json", {**settings, **sources}
     if path.exists():
-        old, new = json.loads(path.read_text())["settings"], json.loads(json.dumps(settings))
+        old, new = json.loads(path.read_text()).get("settings"), json.loads(json.dumps(record))
+        if old is None:
+            raise InputError(f"{folder} is no run folder of ours; name another one")
         differ = [f"{k} {old.get(k)!r} there, {new[k]!r} here" for k in new if old.get(k) != new[k]]
-        if differ:
+        if (Path(folder) / done).exists() and differ:
             raise InputError(f"{folder} holds another run ({'; '.join(differ)}): "
                              "name another folder or remove this one")
-        return (Path(folder) / done).exists()
+        if (Path(folder) / done).exists():
+            return True
     versions = {m.__name__: m.__version__ for m in (torch, transformers, datasets, np)}
     versions["python"] = platform.python_version()
     Path(folder).mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"settings": settings, **more, "versions": versions}, indent=1))
+    path.write_text(json.dumps({"settings": record, "versions": versions}, indent=1))
     return False
+
+
+def check_base(folder, sft_source):
+    """Refuses a model made from another SFT model, whose token ids may mean other things."""
+    path = Path(folder) / "config.json"
+    made_from = json.loads(path.read_text())["settings"]["sft_source"] if path.exists() else None
+    if made_from not in (None, sft_source):
+        raise InputError(f"{folder} was made from {made_from}, this run uses {sft_source}: "
+                         "give the same --sft, or another folder")
 
 
 # ----- SFT model -----
@@ -239,9 +251,10 @@ def read_pairs(name):
     path, kind = Path(name), Path(name).suffix
     try:
         if kind == ".jsonl":
-            rows = path.read_text(encoding="utf-8").split("\n")  # parsed in to_pair, row by row
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
+            rows = [line.strip() for line in lines]  # parsed in to_pair, with the row's number
         elif kind == ".json":
-            rows = json.loads(path.read_text(encoding="utf-8"))
+            rows = json.loads(path.read_text(encoding="utf-8-sig"))
         elif kind == ".parquet":
             rows = datasets.Dataset.from_parquet(str(path))
         else:
@@ -261,16 +274,23 @@ def load_pairs(cfg):
     names = cfg.data or ((HUB_DATA,) if on_hub(HUB_DATA, "dataset") else (DEMO_DATA,))
     pairs = [p for name in names for p in read_pairs(name)]
     good = [p for p in pairs if p.chosen and p.rejected and p.chosen != p.rejected
-            and p.messages and p.messages[-1]["content"]]
+            and p.messages and p.messages[-1]["role"] == "user" and p.messages[-1]["content"]]
     good.sort(key=lambda p: (p.key, p.chosen, p.rejected))  # by a hash, so this is a shuffle
     val = [p for p in good if p.key < VAL_SHARE * 2**32]
     train = good[len(val):]
-    print(f"data: {' + '.join(names)}: {len(pairs)} pairs, {len(pairs) - len(good)} dropped (equal "
-          f"or empty texts), {len(train)} train, {len(val)} validation, disjoint by prompt")
+    digest = hashlib.sha256(repr(good).encode()).hexdigest()[:12]
+    source = f"{' + '.join(names)} ({len(pairs)} pairs, {digest})"
+    print(f"data: {source}: {len(pairs) - len(good)} dropped (equal or empty texts, no user turn "
+          f"last), {len(train)} train, {len(val)} validation, disjoint by prompt")
     if not train or not val:
         raise InputError(f"{' + '.join(names)}: {len(train)} training and {len(val)} validation "
                          "pairs; give more pairs, both need one")
-    return train, val, " + ".join(names)
+    return train, val, source
+
+
+def run_folder(source, what):
+    """runs/DATA-what, DATA the name of the first data file or hub data set."""
+    return Path("runs") / f"{Path(re.split(r' [+(]', source)[0]).stem}-{what}"
 
 
 def encode_prompt(tokenizer, messages):
@@ -394,7 +414,7 @@ def train_reward_model(model, encoded, cfg):
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.rm_lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda t: min((t + 1) / warmup, (n - t) / (n - warmup + 1)))
-    scaler = torch.amp.GradScaler(model.device.type, enabled=cfg.precision == "fp16")
+    scaler = torch.amp.GradScaler(model.device.type, 2.0**10, enabled=cfg.precision == "fp16")
     losses, bar = [], tqdm(batches, desc=f"reward model, level {cfg.level}", unit="batch")
     for batch in bar:
         losses.append(0.0)
@@ -435,11 +455,11 @@ def calibration_error(win_prob, bins=10):
 def validate(model, encoded, cfg):
     """Metrics on held-out pairs; loss and chance level without the anchor."""
     chosen, rejected, ratings = zip(*encoded)
-    logits_w, logits_l = score_all(model, chosen + rejected, cfg, "validate").chunk(2)
+    logits_w, logits_l = score_all(model, chosen + rejected, cfg, "validate").double().chunk(2)
     uniform, cfg, n = torch.zeros(1, model.num_labels), replace(cfg, anchor=0.0), len(encoded)
     loss = pair_loss(logits_w, logits_l, torch.tensor(ratings), cfg)
     log_win = -loss if cfg.level == 1 else log_win_prob(logits_w, logits_l, 0.5)
-    win = log_win.double().exp().numpy()
+    win = log_win.exp().numpy()  # in double precision, where a tie is 0.5 exactly
     right = float((win > 0.5).sum() + (win == 0.5).sum() / 2)
     longer = sum((len(w) > len(l)) + (len(w) == len(l)) / 2 for w, l, _ in encoded)
     gain = np.sign(win - 0.5) / 2 - [np.sign(len(w) - len(l)) / 2 for w, l, _ in encoded]  # paired
@@ -452,7 +472,7 @@ def validate(model, encoded, cfg):
                "calibration_error": float(calibration_error(win))}
     if cfg.level == 2:
         p = torch.cat([logits_w, logits_l]).softmax(-1)                           # (2B, K)
-        mean, square = (p @ torch.arange(1.0, SCORES + 1) ** power for power in (1, 2))
+        mean, square = (p @ torch.arange(1, SCORES + 1).to(p) ** power for power in (1, 2))
         metrics |= {"score_mean": mean.mean().item(), "score_spread": mean.std().item(),
                     "score_sd": (square - mean**2).clamp(min=0).sqrt().mean().item(),
                     "score_entropy": torch.special.entr(p).sum(-1).mean().item()}
@@ -480,12 +500,15 @@ def get_reward_model(cfg, sft, sft_source, train, val, source, reuse=False):
     """(reward model, folder): loaded if the folder holds it, else trained, validated and saved.
 
     The folder must have been made with the same settings, unless `reuse` and --rm names it."""
-    folder = Path(cfg.rm or f"runs/{Path(source.split(' + ')[0]).stem}-reward{cfg.level}")
+    folder = Path(cfg.rm or run_folder(source, f"reward{cfg.level}"))
     settings = {f.name: getattr(cfg, f.name) for f in fields(RewardConfig) if f.name != "rm"}
-    if cfg.anchor and (cfg.level == 1 or all(r != r for p in train for r in p.ratings)):
-        raise InputError(f"anchor is {cfg.anchor}, but it needs --level 2 and pairs with ratings")
+    ratings = [r for p in train for r in p.ratings if r == r]
+    if cfg.anchor and (cfg.level == 1 or not ratings or min(ratings) < 1 or max(ratings) > SCORES):
+        raise InputError(f"anchor is {cfg.anchor}, but it needs --level 2 and ratings of 0..4 or "
+                         f"1..{SCORES}; leave it at 0")
     if not (reuse and cfg.rm and (folder / "metrics.json").exists()):
-        claim_folder(folder, settings, "metrics.json", sft=sft_source, data=source)
+        claim_folder(folder, "metrics.json", settings, sft_source=sft_source, data_source=source)
+    check_base(folder, sft_source)
     if not (folder / "metrics.json").exists():
         torch.manual_seed(cfg.rm_seed)  # the weights of the new head are drawn here
         model = AutoModelForSequenceClassification.from_pretrained(

@@ -585,12 +585,15 @@ def test_no_prompt_comes_twice_in_a_batch_or_an_epoch():
 
 def test_comparison_by_hand():
     sft, aligned = torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[2.0, 2.0, 2.0, 6.0]])
-    c = compare(sft, aligned)
+    same = torch.tensor([[False] * 4])
+    c = compare(sft, aligned, same)
     assert (c["wins"], c["ties"], c["losses"], c["win_rate"]) == (2, 1, 1, 0.625)
     assert c["difference"] == pytest.approx(0.5) and c["n"] == 4
-    doubled = compare(sft.repeat(2, 1), aligned.repeat(2, 1))  # more answers are no new prompts
+    doubled = compare(*(x.repeat(2, 1) for x in (sft, aligned, same)))  # no new prompts
     assert doubled["interval"] == c["interval"] and doubled["win_interval"] == c["win_interval"]
     assert (doubled["wins"], doubled["n"]) == (4, 4)
+    rounding = compare(sft, sft + 1e-6, ~same)  # equal answers, scored in other batches
+    assert rounding["ties"] == 4 and rounding["difference"] == 0
 
 
 def test_bootstrap_interval_has_the_width_of_the_normal_one():
@@ -666,7 +669,8 @@ def test_split_is_disjoint_by_prompt_and_independent_of_order_and_duplicates(tmp
         assert not {p.key for p in train} & {p.key for p in val} and len(train) + len(val) == 81
         splits.append((train, val))
     assert splits[0] == splits[1] or str(splits[0]) == str(splits[1])  # as texts: nan is not nan
-    assert "82 pairs, 1 dropped (equal or empty texts)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "(82 pairs, " in printed and ": 1 dropped (equal or empty texts" in printed
 
 
 def test_demo_data_is_what_its_card_says():
@@ -721,7 +725,7 @@ def test_settings_out_of_range_are_refused(changes, message):
 @pytest.mark.parametrize("module,flags,message", [
     (reinforce, "--nonsense 1", "unrecognized arguments: --nonsense"),
     (reward, "--level 7", "invalid choice"),
-    (evaluation, "--policies x=nowhere --rewards y", "error: policy x: nowhere/model is not there"),
+    (evaluation, "--policies x=nowhere --rewards y", "error: policy x: there is no nowhere/model"),
     (evaluation, "--policies sft", "error: no reward model is named"),
     (reward, "--sft no/such/folder --data DEMO --rm r", "no/such/folder")])
 def test_flags_that_cannot_work_are_one_line_and_code_2(module, flags, message, tmp_path,
@@ -761,7 +765,7 @@ def test_unreachable_hub_falls_back_to_the_package_within_seconds(tmp_path, monk
     assert made == [Path(where)] and reward.PACKAGE in source
     reward.find_sft(config())
     assert len(made) == 1  # kept for the next start
-    assert load_pairs(config())[2] == reward.DEMO_DATA
+    assert load_pairs(config())[2].startswith(reward.DEMO_DATA + " (448 pairs, ")
     monkeypatch.setattr(reward, "on_hub", lambda name, kind: True)
     assert reward.find_sft(config())[0] == reward.SFT_MODEL
     assert reward.find_sft(config(sft="mine"))[0] == "mine"
@@ -813,7 +817,8 @@ def test_same_seed_same_bits_and_a_finished_run_is_recognised(run, sft, toy_file
     assert weights[0] == weights[1]
     assert (a / "samples.md").read_text() == (b / "samples.md").read_text()
     record = json.loads((a / "config.json").read_text())
-    assert record["settings"]["steps"] == 3 and record["sft"] == sft and record["data"] == toy_file
+    assert record["settings"]["steps"] == 3 and record["settings"]["sft_source"] == sft
+    assert record["settings"]["data_source"].startswith(toy_file + " (24 pairs, ")
     assert "finished before: held-out reward" in run(reinforce, *tiny_budget("a"), *extra)
     with pytest.raises(InputError, match="seed 0 there, 5 here"):
         run(reinforce, *tiny_budget("a"), *extra, "--seed", "5")
@@ -842,10 +847,19 @@ def test_evaluation_of_two_policies_by_two_reward_models(run, tmp_path):
     assert len(table) == 5 and len({line.count("|") for line in table}) == 1
 
 
-def test_a_reward_model_of_the_other_level_or_with_other_settings_is_refused(run, tmp_path):
+def test_a_reward_model_that_does_not_fit_is_refused(run, tokenizer, tmp_path):
     run(reward, "--level", "1", "--rm", "rm", "--max_len", "120")
     with pytest.raises(InputError, match="has 1 labels, level 2 needs 10"):
         run(reinforce, *tiny_budget("a"), "--level", "2", "--rm", "rm")
+    (tmp_path / "toy.jsonl").write_text("\n".join(map(json.dumps, toy_pairs(25))))
+    with pytest.raises(InputError, match="data_source .*24 pairs.* there, .*25 pairs.* here"):
+        run(reward, "--level", "1", "--rm", "rm", "--max_len", "120")  # same name, other content
+    tiny_llama(seed=9).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    with pytest.raises(InputError, match="rm was made from .*, this run uses other"):
+        run(reinforce, *tiny_budget("a"), "--level", "1", "--rm", "rm", "--sft", "other")
+    with pytest.raises(InputError, match="rm/model is no run folder"):
+        run(reward, "--level", "1", "--rm", "rm/model")
     with pytest.raises(InputError, match="max_len 120 there, 100 here"):
         run(reward, "--level", "1", "--rm", "rm", "--max_len", "100")
     with pytest.raises(InputError, match="anchor is 1.0, but it needs --level 2"):
