@@ -5,7 +5,7 @@
 
 First of three files; read on with reinforce.py and eval.py. What they share is here: settings,
 model, data. The result, FOLDER/model, is a standard AutoModelForSequenceClassification. One epoch
-on the bundled pairs takes about 5 minutes on two CPU cores, seconds on a GPU.
+on the bundled pairs takes about 6 minutes on two CPU cores.
 
 Left out, and why:
  1. Trainer, trl, accelerate, peft: one epoch over pairs is a loop of twenty lines.

