@@ -177,7 +177,7 @@ def main():
     sft, sft_source = find_sft(cfg)
     for folder in (*filter(None, policies.values()), *cfg.rewards):
         check_base(folder, sft_source)
-    rms = {Path(folder).name: load_reward_model(folder, None, cfg.device) for folder in cfg.rewards}
+    rms = {Path(folder).name: load_reward_model(folder, None, cfg) for folder in cfg.rewards}
     tokenizer = AutoTokenizer.from_pretrained(sft)
     prompts, keys = usable_prompts(tokenizer, val, cfg, "evaluation")
     prompts, keys = prompts[:cfg.eval_prompts], keys[:cfg.eval_prompts]

@@ -25,6 +25,7 @@ Left out, and why:
 Shapes: B prompts with one answer each, P prompt tokens, T answer tokens, L all tokens, K scores,
 V vocabulary, D hidden width.
 """
+import copy
 import json
 import math
 import time
@@ -39,7 +40,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reward import (InputError, RewardConfig, claim_folder, encode_prompt, find_sft,
-                    get_reward_model, load_pairs, parse_config, run_cli, run_folder, score_all,
+                    get_reward_model, load_pairs, pack_linears, parse_config, run_cli, run_folder, score_all,
                     setting, wilson)
 
 # ----- readouts: a distribution of scores (B, K) -> a reward (B,) -----
@@ -141,37 +142,95 @@ def uniforms(seed, step, keys, max_new):
     return torch.from_numpy(np.stack(rows))
 
 
+def sampling_copy(policy):
+    """The policy as `sample` runs it: its present weights, packed on the CPU, float16 on a GPU."""
+    if policy.device.type == "cpu":  # only the packed weights are new, the rest is shared
+        return pack_linears(copy.deepcopy(policy, {id(p): p for p in policy.parameters()}))
+    return copy.deepcopy(policy).to(torch.float16)
+
+
+class StaticCache:
+    """Keys and values of B texts, allocated once; attention layers of transformers call update."""
+
+    def __init__(self, rows, size):
+        self.rows, self.size, self.kv = rows, size, {}
+
+    def update(self, key, value, layer, *_, **__):
+        """Writes (b, H, n, d) to self.slots (n,) of rows self.part; returns their first self.end."""
+        if layer not in self.kv:
+            empty = key.new_zeros(self.rows, key.shape[1], self.size, key.shape[3])
+            self.kv[layer] = empty, empty.clone()
+        for held, new in zip(self.kv[layer], (key, value)):
+            held[self.part].index_copy_(2, self.slots, new)
+        return tuple(held[self.part, :, :self.end] for held in self.kv[layer])
+
+    def keep(self, rows):
+        self.kv = {layer: (k[rows], v[rows]) for layer, (k, v) in self.kv.items()}
+
+
+def captured(step):
+    """Records the kernels of step() as a CUDA graph: one launch instead of hundreds, no Python."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()  # once outside the graph, for what libraries set up at their first call
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        logits = step()
+    return lambda: graph.replay() or logits
+
+
 @torch.no_grad()
 def sample(policy, prompts, uniform, eos_id):
-    """One answer a prompt, drawn at temperature 1 from the full softmax with a KV cache.
+    """One answer a prompt, drawn at temperature 1 from the full softmax with a static KV cache.
 
-    prompts: B lists of ids; uniform: (B, T) -> B lists of at most T ids, eos included.
-    Token t is the inverse CDF of the softmax at uniform[:, t]: whatever else is in the batch, an
-    answer depends on its own prompt and numbers only."""
-    P, uniform = max(map(len, prompts)), uniform.to(policy.device)
-    ids = [[0] * (P - len(p)) + p for p in prompts]
-    mask = [[0] * (P - len(p)) + [1] * len(p) for p in prompts]
-    ids, mask = (torch.tensor(x, device=policy.device) for x in (ids, mask))     # (B, P), left
-    position = (mask.cumsum(1) - 1).clamp(min=0)                                 # (B, P)
-    answers, rows, cache = [[] for _ in prompts], list(range(len(prompts))), None
-    for t in range(uniform.shape[1]):
-        out = policy(input_ids=ids, attention_mask=mask, position_ids=position,
-                     past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cdf = out.logits[:, -1].float().softmax(-1).cumsum(-1)                   # (rows, V)
-        u = uniform[rows, t, None] * cdf[:, -1:]                                 # rounding: cdf < 1
-        ids = torch.searchsorted(cdf, u, right=True).clamp(max=cdf.shape[1] - 1)  # (rows, 1)
-        for row, token in zip(rows, ids[:, 0].tolist()):
-            answers[row].append(token)
-        keep = (ids[:, 0] != eos_id).nonzero()[:, 0]
-        if len(keep) == 0:
-            break
-        cache, position = out.past_key_values, position[:, -1:] + 1
-        mask = torch.cat([mask, torch.ones_like(ids)], 1)
-        if len(keep) < len(rows):  # finished rows leave the batch
-            cache.batch_select_indices(keep)
-            ids, mask, position = ids[keep], mask[keep], position[keep]
-            rows = [rows[i] for i in keep.tolist()]
-    return answers
+    policy: a sampling_copy; prompts: B lists of ids; uniform: (B, T) -> B lists of at most T ids,
+    eos included. Token t is the inverse CDF of the softmax at uniform[:, t]: whatever else is in
+    the batch, an answer depends on its own prompt and numbers only."""
+    device, graph = policy.device, policy.device.type == "cuda"
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    B, P, T = len(prompts), len(prompts[order[-1]]), uniform.shape[1]
+    rows, first = torch.tensor([(i, P - len(prompts[i])) for i in order], device=device).unbind(1)
+    slot, cache = torch.arange(P + T, device=device), StaticCache(B, P + T)
+
+    def run(ids, part, slots, end):
+        """ids (b, n), of rows `part` and for `slots` (n,) -> logits (b, V) after the last."""
+        cache.part, cache.slots, cache.end, own = part, slots, end, first[part, None]
+        seen = (slot[:end] <= slots[:, None]) & (slot[:end] >= torch.minimum(own, slots)[..., None])
+        return policy(input_ids=ids, attention_mask=seen[:, None], past_key_values=cache,
+                      position_ids=(slots - own).clamp(min=0), use_cache=True,
+                      logits_to_keep=1).logits[:, -1]
+
+    logits = []
+    for i in range(0, B, 8):  # the prompts, all ending at P; some of similar length at a time
+        part = [prompts[j] for j in order[i:i + 8]]
+        n = len(part[-1])
+        ids = torch.tensor([[0] * (n - len(p)) + p for p in part], device=device)  # left padding
+        logits.append(run(ids, slice(i, i + 8), slot[P - n:P], P))
+    logits, uniform = torch.cat(logits), uniform.to(device)                       # (B, V), (B, T)
+    ids, now = torch.zeros(B, 1, dtype=torch.long, device=device), slot[P:P + 1].clone()
+
+    def step():
+        return run(ids, slice(None), now, P + T if graph else P + t + 1)
+
+    step = captured(step) if graph else step
+    answers = torch.full(uniform.shape, eos_id, device=device)                    # (B, T)
+    for t in range(T):
+        cdf = logits.float().softmax(-1).cumsum(-1)                               # (rows, V)
+        u = uniform[rows, t, None] * cdf[:, -1:]                                  # rounding: < 1
+        ids.copy_(torch.searchsorted(cdf, u, right=True).clamp(max=cdf.shape[1] - 1))
+        answers[rows, t] = ids[:, 0]
+        if t % 8 == 7:  # now and then, look which rows go on
+            going = (answers[rows, :t + 1] != eos_id).all(1)
+            if not going.any():
+                break
+            if not graph and not going.all():  # a graph keeps its shapes
+                rows, ids, first = rows[going], ids[going], first[going]
+                cache.keep(going)
+        if t + 1 < T:
+            logits = step()
+            now += 1
+    return [a[:a.index(eos_id) + 1] if eos_id in a else a for a in answers.tolist()]
 
 
 def token_logprobs(model, prompts, answers):
@@ -242,7 +301,7 @@ def train_policy(policy, reference, rm, prompts, keys, cfg, unit, start, eos_id,
     for step, batch in enumerate(bar):
         began = time.perf_counter()
         x, k = [prompts[i] for i in batch], [keys[i] for i in batch]
-        y = sample(policy, x, uniforms(cfg.seed, step, k, cfg.max_new), eos_id)
+        y = sample(sampling_copy(policy), x, uniforms(cfg.seed, step, k, cfg.max_new), eos_id)
         logits = score_all(rm, [p + a for p, a in zip(x, y)], cfg)               # (B, K)
         raw = read_scores(logits, cfg.readout, cfg.risk, past_scores.value)      # (B,)
         ended = torch.tensor([float(a[-1] == eos_id) for a in y])                # (B,)
@@ -274,7 +333,7 @@ EVAL_STEP, CALIBRATION_STEP = 2**31, 2**31 + 1  # where `uniforms` takes a step;
 
 def answer_all(policy, prompts, keys, seed, step, cfg, eos_id, what):
     """An answer to each of N prompts, sampled in batches of similar length, in their order."""
-    answers, size = [None] * len(prompts), 4 * cfg.micro_batch
+    policy, answers, size = sampling_copy(policy), [None] * len(prompts), 4 * cfg.micro_batch
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for i in tqdm(range(0, len(order), size), desc=what, unit="batch", leave=False):
         part = order[i:i + size]
@@ -354,6 +413,7 @@ def main():
     rm, rm_folder = get_reward_model(cfg, sft, sft_source, train, val, source, reuse=True)
     policy, reference = (AutoModelForCausalLM.from_pretrained(sft, dtype=torch.float32)
                          .to(cfg.device).eval() for _ in range(2))  # eval: no dropout, ever
+    pack_linears(reference)
 
     def answer_and_score(x, k, step, what):
         y = answer_all(policy, x, k, cfg.seed, step, cfg, eos, what)

@@ -15,6 +15,7 @@ Left out, and why:
 Shapes: B pairs or texts, L tokens, K scores (1 at level 1, 10 at level 2), D hidden width.
 """
 import argparse
+import ctypes
 import hashlib
 import json
 import math
@@ -120,8 +121,18 @@ def parse_config(cls, doc, argv=None):
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in args.items()})
 
 
+def keep_freed_memory():
+    """Tells glibc to keep what is freed. By default it gives every large block back, and each step
+    pays for the pages of its activations again: a fifth of a training step on a CPU."""
+    if platform.libc_ver()[0] == "glibc":
+        mallopt, trim_threshold, mmap_max = ctypes.CDLL(None).mallopt, -1, -4  # as in malloc.h
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, -1)
+
+
 def run_cli(main):
     """Runs main(); bad input ends with one line on stderr and exit code 2."""
+    keep_freed_memory()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
@@ -376,15 +387,69 @@ def pair_loss(logits_w, logits_l, ratings, cfg):
 
 # ----- the reward model -----
 
-def score_logits(model, sequences, cfg):
-    """The head's outputs at each text's last token: B lists of ids -> (B, K) float32."""
-    last = torch.tensor([len(s) - 1 for s in sequences])
-    ids = pad_sequence([torch.tensor(s) for s in sequences], batch_first=True)    # (B, L), right
+class PackedLinear(torch.nn.Module):
+    """A frozen linear layer on the CPU, its weights kept in the layout of oneDNN's kernels.
+
+    The same float32 product; on the few rows of a decoding step twice as fast as nn.Linear."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        self.bias = None if linear.bias is None else linear.bias.detach()
+
+    def forward(self, x):
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+def pack_linears(model):
+    """Replaces the linear layers of a float32 model on the CPU, in place, for use without gradient."""
+    if model.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        for module in list(model.modules()):
+            for name, child in list(module.named_children()):
+                if type(child) is torch.nn.Linear:
+                    setattr(module, name, PackedLinear(child))
+    return model
+
+
+def head_outputs(model, ids, row, last, cfg, **more):
+    """The head's outputs at positions last[i] of rows row[i] of ids (B, L): (len(row), K) float32."""
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[cfg.precision]
     with torch.autocast(model.device.type, dtype, enabled=cfg.precision != "fp32"):
-        out = model.base_model(input_ids=ids.to(model.device), use_cache=False)
-        hidden = out.last_hidden_state[torch.arange(len(ids)), last]              # (B, D)
-        return model.score(hidden).float()                                        # (B, K)
+        out = model.base_model(input_ids=ids.to(model.device), use_cache=False, **more)
+        return model.score(out.last_hidden_state[row, last]).float()
+
+
+def score_logits(model, sequences, cfg):
+    """The head's outputs at each text's last token: B lists of ids -> (B, K) float32."""
+    ids = pad_sequence([torch.tensor(s) for s in sequences], batch_first=True)    # (B, L), right
+    last = torch.tensor([len(s) - 1 for s in sequences])
+    return head_outputs(model, ids, torch.arange(len(ids)), last, cfg)
+
+
+def shared(w, l):
+    """Tokens at the start of two texts that are equal; at least one is left to each text."""
+    return next((i for i, (a, b) in enumerate(zip(w, l)) if a != b), min(len(w), len(l)) - 1)
+
+
+def score_pairs(model, pairs, cfg):
+    """score_logits of both texts of B pairs (lists of ids) -> (B, K), (B, K).
+
+    What the two have in common, the prompt at least, runs through the model once. A row is: common
+    part, rest of the chosen, rest of the rejected; the last sees the first but not the second."""
+    rows, part, position, last = [], [], [], []
+    for w, l in pairs:
+        same = shared(w, l)
+        rows.append(torch.tensor(w + l[same:]))
+        part.append(torch.tensor([0] * same + [1] * (len(w) - same) + [2] * (len(l) - same)))
+        position.append(torch.tensor([*range(len(w)), *range(same, len(l))]))
+        last += [len(w) - 1, len(rows[-1]) - 1]
+    ids, part, position = (pad_sequence(x, batch_first=True) for x in (rows, part, position))
+    blind = (part[:, :, None] == 2) & (part[:, None, :] == 1)                     # (B, L, L)
+    seen = (~blind).tril()[:, None].to(model.device)                              # (B, 1, L, L)
+    row = torch.arange(len(pairs)).repeat_interleave(2)
+    logits = head_outputs(model, ids, row, torch.tensor(last), cfg, attention_mask=seen,
+                          position_ids=position.to(model.device))                 # (2B, K)
+    return logits[::2], logits[1::2]
 
 
 @torch.no_grad()
@@ -408,7 +473,7 @@ def length_batches(lengths, size, rng):
 def train_reward_model(model, encoded, cfg):
     """AdamW on the mean pair_loss, in place. Returns the loss of each update."""
     rng = np.random.default_rng(cfg.rm_seed)
-    lengths = [max(len(w), len(l)) for w, l, _ in encoded]
+    lengths = [len(w) + len(l) - shared(w, l) for w, l, _ in encoded]
     batches = [b for _ in range(cfg.epochs) for b in length_batches(lengths, cfg.rm_batch, rng)]
     n, warmup = len(batches), max(1, len(batches) // 10)
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.rm_lr, weight_decay=0.0)
@@ -420,7 +485,7 @@ def train_reward_model(model, encoded, cfg):
         losses.append(0.0)
         for i in range(0, len(batch), cfg.rm_micro):
             chosen, rejected, ratings = zip(*(encoded[j] for j in batch[i:i + cfg.rm_micro]))
-            logits_w, logits_l = score_logits(model, chosen + rejected, cfg).chunk(2)
+            logits_w, logits_l = score_pairs(model, list(zip(chosen, rejected)), cfg)
             ratings = torch.tensor(ratings, device=model.device)                  # (B, 2)
             loss = pair_loss(logits_w, logits_l, ratings, cfg).sum() / len(batch)
             scaler.scale(loss).backward()
@@ -486,14 +551,15 @@ def describe(metrics):
     return ", ".join(text).replace(", [", " [")
 
 
-def load_reward_model(folder, level, device):
-    """The model in FOLDER/model; it must have the labels of the level (None: of either)."""
+def load_reward_model(folder, level, cfg):
+    """The model in FOLDER/model, frozen; it must have the labels of the level (None: of either)."""
     model = AutoModelForSequenceClassification.from_pretrained(
         Path(folder) / "model", dtype=torch.float32)
     if level and model.num_labels != (SCORES if level == 2 else 1):
         raise InputError(f"{folder} has {model.num_labels} labels, level {level} needs "
                          f"{SCORES if level == 2 else 1}; give another --rm or --level")
-    return model.to(device).eval()
+    model = model.to(cfg.device).eval()
+    return pack_linears(model) if cfg.precision == "fp32" else model
 
 
 def get_reward_model(cfg, sft, sft_source, train, val, source, reuse=False):
@@ -525,7 +591,7 @@ def get_reward_model(cfg, sft, sft_source, train, val, source, reuse=False):
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))  # last: now it is done
     metrics = json.loads((folder / "metrics.json").read_text())["validation"]
     print(f"reward model {folder}, validation: {describe(metrics)}")
-    return load_reward_model(folder, cfg.level, cfg.device), folder
+    return load_reward_model(folder, cfg.level, cfg), folder
 
 
 def main():

@@ -903,7 +903,7 @@ def test_a_run_that_failed_can_be_repaired_in_its_folder(run, tmp_path):
 
 def test_saved_reward_model_scores_the_same_in_the_plain_library(run, tmp_path):
     run(reward, "--level", "2", "--rm", "rm", "--max_len", "120")
-    ours = reward.load_reward_model("rm", 2, "cpu")
+    ours = reward.load_reward_model("rm", 2, config())
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm/model")
     texts = ["<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\naab<|im_end|>",
              "hi<|im_end|>"]
