@@ -28,6 +28,7 @@ V vocabulary, D hidden width.
 import copy
 import json
 import math
+import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,9 +40,9 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from reward import (InputError, RewardConfig, claim_folder, encode_prompt, find_sft,
-                    get_reward_model, load_pairs, pack_linears, parse_config, run_cli, run_folder, score_all,
-                    setting, wilson)
+from reward import (InputError, RewardConfig, claim_folder, encode_prompt, find_sft, from_first,
+                    frozen, get_reward_model, load_pairs, pack_linears, parse_config, process,
+                    run_cli, run_folder, score_all, setting, share, sum_gradients, together, wilson)
 
 # ----- readouts: a distribution of scores (B, K) -> a reward (B,) -----
 
@@ -150,7 +151,7 @@ def sampling_copy(policy):
 
 
 class StaticCache:
-    """Keys and values of B texts, allocated once; attention layers of transformers call update."""
+    """Keys and values of B texts, allocated once; the attention layers call update."""
 
     def __init__(self, rows, size):
         self.rows, self.size, self.kv = rows, size, {}
@@ -288,7 +289,8 @@ def prompt_batches(n, size, steps, seed):
 
 
 def train_policy(policy, reference, rm, prompts, keys, cfg, unit, start, eos_id, log):
-    """The REINFORCE loop, in place; calls log(metrics) after each step.
+    """The REINFORCE loop, in place; calls log(metrics) after each step. Of several processes, each
+    samples and scores its share of a step's prompts; the numbers and the gradient are put together.
 
     unit: spread of the SFT scores; start: (mean reward, mean distribution (K,)) of SFT answers."""
     optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.lr)
@@ -300,7 +302,7 @@ def train_policy(policy, reference, rm, prompts, keys, cfg, unit, start, eos_id,
     bar = tqdm(batches, desc="REINFORCE", unit="step")
     for step, batch in enumerate(bar):
         began = time.perf_counter()
-        x, k = [prompts[i] for i in batch], [keys[i] for i in batch]
+        x, k = [prompts[i] for i in share(batch)], [keys[i] for i in share(batch)]
         y = sample(sampling_copy(policy), x, uniforms(cfg.seed, step, k, cfg.max_new), eos_id)
         logits = score_all(rm, [p + a for p, a in zip(x, y)], cfg)               # (B, K)
         raw = read_scores(logits, cfg.readout, cfg.risk, past_scores.value)      # (B,)
@@ -308,6 +310,10 @@ def train_policy(policy, reference, rm, prompts, keys, cfg, unit, start, eos_id,
         score = raw / unit - cfg.eos_penalty * (1 - ended)                       # (B,)
         ref_logp = sequence_logprobs(reference, x, y, cfg.micro_batch)           # (B,)
         reward, logp = policy_gradient(policy, x, y, score, ref_logp, baseline.value, cfg)
+        sum_gradients(policy, len(x) / len(batch))
+        length = torch.tensor([float(len(a)) for a in y])                        # (B,), in tokens
+        raw, logits, ended, length, reward, logp, ref_logp = map(
+            together, (raw, logits, ended, length, reward, logp, ref_logp))
         grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip).item()
         if not math.isfinite(grad_norm):
             raise InputError(f"step {step}: the gradient norm is {grad_norm}, the scores are in "
@@ -315,10 +321,10 @@ def train_policy(policy, reference, rm, prompts, keys, cfg, unit, start, eos_id,
         optimizer.step()
         optimizer.zero_grad()
         warmup.step()
-        kl, tokens = (logp - ref_logp).mean().item(), sum(map(len, y))
+        kl, tokens = (logp - ref_logp).mean().item(), length.sum().item()
         log({"step": step, "score": raw.mean().item(), "reward": reward.mean().item(), "kl": kl,
              "baseline": baseline.value, "advantage_sd": reward.std(correction=0).item(),
-             "entropy": -logp.sum().item() / tokens, "length": tokens / len(y),
+             "entropy": -logp.sum().item() / tokens, "length": length.mean().item(),
              "ended": ended.mean().item(), "grad_norm": grad_norm,
              "tokens_per_second": tokens / (time.perf_counter() - began)})
         baseline.update(reward.mean().item())                                    # after its use
@@ -398,11 +404,12 @@ def usable_prompts(tokenizer, pairs, cfg, what):
 def main():
     cfg = parse_config(ReinforceConfig, __doc__)
     train, val, source = load_pairs(cfg)
-    sft, sft_source = find_sft(cfg)
+    sft, sft_source = from_first(lambda: find_sft(cfg))
     out = Path(cfg.out or run_folder(source, f"level{cfg.level}"))
     print(f"SFT model: {sft_source}\nsettings:",
           ", ".join(f"{k} {v}" for k, v in asdict(cfg).items() if v not in (None, ())))
-    if claim_folder(out, "verdict.json", asdict(cfg), sft_source=sft_source, data_source=source):
+    if from_first(lambda: claim_folder(out, "verdict.json", asdict(cfg), sft_source=sft_source,
+                                       data_source=source)):
         print("finished before:", verdict_line(json.loads((out / "verdict.json").read_text())))
         return
     tokenizer = AutoTokenizer.from_pretrained(sft)
@@ -410,14 +417,18 @@ def main():
     prompts, keys = usable_prompts(tokenizer, train, cfg, "REINFORCE")
     held_out = [x[:cfg.eval_prompts] for x in usable_prompts(tokenizer, val, cfg, "evaluation")]
     prompt_batches(len(prompts), cfg.batch, 1, cfg.seed)  # complains now if there are too few
+    if cfg.batch < process()[1]:
+        raise InputError(f"batch is {cfg.batch} for {process()[1]} processes; each needs a prompt")
     rm, rm_folder = get_reward_model(cfg, sft, sft_source, train, val, source, reuse=True)
     policy, reference = (AutoModelForCausalLM.from_pretrained(sft, dtype=torch.float32)
                          .to(cfg.device).eval() for _ in range(2))  # eval: no dropout, ever
-    pack_linears(reference)
+    frozen(reference)
 
     def answer_and_score(x, k, step, what):
+        x, k = share(x), share(k)
         y = answer_all(policy, x, k, cfg.seed, step, cfg, eos, what)
-        return y, score_all(rm, [p + a for p, a in zip(x, y)], cfg, what)        # (N, K)
+        logits = score_all(rm, [p + a for p, a in zip(x, y)], cfg, what)
+        return together(y), together(logits)                                     # (N, K)
 
     # Calibration: SFT answers to training prompts give the unit of reward and the first baseline.
     y, logits = answer_and_score(prompts[:cfg.calibration], keys[:cfg.calibration],
@@ -434,24 +445,26 @@ def main():
           f"{ended.sum()} that end {raw[ended].mean():.3f}, the others {raw[~ended].mean():.3f}")
 
     before = answer_and_score(*held_out, EVAL_STEP, "SFT on held-out prompts")
-    with open(out / "metrics.jsonl", "w") as file:
+    first = process()[0] == 0  # the process that writes
+    with open(out / "metrics.jsonl" if first else os.devnull, "w") as file:
         train_policy(policy, reference, rm, prompts, keys, cfg, unit, start, eos,
                      lambda metrics: print(json.dumps(metrics), file=file, flush=True))
     after = answer_and_score(*held_out, EVAL_STEP, "aligned on held-out prompts")
     sides = {name: (y, read_scores(logits, cfg.readout, cfg.risk, sft_scores))
              for name, (y, logits) in (("SFT", before), ("aligned", after))}
-    logp, ref_logp = (sequence_logprobs(model, held_out[0], after[0], cfg.micro_batch)
-                      for model in (policy, reference))
+    logp, ref_logp = (together(sequence_logprobs(model, share(held_out[0]), share(after[0]),
+                                                 cfg.micro_batch)) for model in (policy, reference))
     same = torch.tensor([a == b for a, b in zip(before[0], after[0])])
     verdict = compare(sides["SFT"][1][None], sides["aligned"][1][None], same[None])
     verdict |= {"unit": unit, "kl": (logp - ref_logp).mean().item(), "rm": str(rm_folder)}
     for name, (y, _) in (("sft_", before), ("", after)):
         verdict[name + "length"] = float(np.mean([len(a) for a in y]))
         verdict[name + "ended"] = float(np.mean([a[-1] == eos for a in y]))
-    tokenizer.save_pretrained(out / "model")
-    policy.save_pretrained(out / "model")
-    write_samples(out / "samples.md", tokenizer, held_out[0], sides)
-    (out / "verdict.json").write_text(json.dumps(verdict, indent=1))  # last: now it is done
+    if first:
+        tokenizer.save_pretrained(out / "model")
+        policy.save_pretrained(out / "model")
+        write_samples(out / "samples.md", tokenizer, held_out[0], sides)
+        (out / "verdict.json").write_text(json.dumps(verdict, indent=1))  # last: now it is done
     print(verdict_line(verdict))
 
 

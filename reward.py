@@ -27,12 +27,14 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass, field, fields, replace
+from functools import partialmethod
 from pathlib import Path
 
 import datasets
 import huggingface_hub
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import transformers
 from torch.nn.utils.rnn import pad_sequence
@@ -69,7 +71,8 @@ def setting(default, help, choices=None, least=1, most=10**9):
 
 def check_settings(self):
     """__post_init__ of settings: fills in what depends on the machine, refuses bad values."""
-    device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    own = "cuda:" + os.environ.get("LOCAL_RANK", "0")  # torchrun: each process its own GPU
+    device = self.device or (own if torch.cuda.is_available() else "cpu")
     object.__setattr__(self, "device", device)
     for f in fields(self):
         if getattr(self, f.name) is None and f.name in HARDWARE:
@@ -135,11 +138,57 @@ def run_cli(main):
     keep_freed_memory()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    if "RANK" in os.environ:  # set by torchrun
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else None
+    if process()[0] > 0:  # the first one speaks for all
+        sys.stdout, tqdm.__init__ = open(os.devnull, "w"), partialmethod(tqdm.__init__, disable=True)
     try:
         main()
     except (InputError, OSError) as error:  # from_pretrained raises OSError; its first line tells
         print("error:", (str(error).strip() or repr(error)).splitlines()[0], file=sys.stderr)
         raise SystemExit(2)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+# ----- processes: one, or as many as torchrun has started -----
+
+def process():
+    """(number of this process, number of processes)"""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def share(items):
+    """What of a list, the same on all processes, is this one's work."""
+    rank, n = process()
+    return items[rank::n]
+
+
+def together(part):
+    """A list or tensor (b, ...) for each process's share -> one for all items, in their order."""
+    n = process()[1]
+    if n == 1:
+        return part
+    parts = [None] * n
+    dist.all_gather_object(parts, part)
+    rows = sorted((i * n + rank, x) for rank, p in enumerate(parts) for i, x in enumerate(p))
+    return torch.stack([x for _, x in rows]) if torch.is_tensor(part) else [x for _, x in rows]
+
+
+def from_first(make):
+    """make() of the first process, which alone looks at and writes files; all wait for it."""
+    box = [make() if process()[0] == 0 else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(box)
+    return box[0]
+
+
+def sum_gradients(model, weight):
+    """Sums `weight` times the gradients over the processes: all then take the same step."""
+    for p in model.parameters() if dist.is_initialized() else ():
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad.mul_(weight)
+        dist.all_reduce(p.grad)
 
 
 def claim_folder(folder, done, settings, **sources):
@@ -282,7 +331,8 @@ def read_pairs(name):
 
 def load_pairs(cfg):
     """(training pairs, validation pairs, source): disjoint by prompt, in pseudo-random order."""
-    names = cfg.data or ((HUB_DATA,) if on_hub(HUB_DATA, "dataset") else (DEMO_DATA,))
+    names = cfg.data or from_first(
+        lambda: (HUB_DATA,) if on_hub(HUB_DATA, "dataset") else (DEMO_DATA,))
     pairs = [p for name in names for p in read_pairs(name)]
     good = [p for p in pairs if p.chosen and p.rejected and p.chosen != p.rejected
             and p.messages and p.messages[-1]["role"] == "user" and p.messages[-1]["content"]]
@@ -402,12 +452,19 @@ class PackedLinear(torch.nn.Module):
 
 
 def pack_linears(model):
-    """Replaces the linear layers of a float32 model on the CPU, in place, for use without gradient."""
+    """Packs the linear layers of a float32 model on the CPU, in place; no gradient from then on."""
     if model.device.type == "cpu" and torch.backends.mkldnn.is_available():
         for module in list(model.modules()):
             for name, child in list(module.named_children()):
                 if type(child) is torch.nn.Linear:
                     setattr(module, name, PackedLinear(child))
+    return model
+
+
+def frozen(model):
+    """A model that is not trained: packed, and no longer tied to the file it was mapped from."""
+    for p in pack_linears(model.requires_grad_(False)).parameters():
+        p.data = p.data.clone()
     return model
 
 
@@ -482,14 +539,16 @@ def train_reward_model(model, encoded, cfg):
     scaler = torch.amp.GradScaler(model.device.type, 2.0**10, enabled=cfg.precision == "fp16")
     losses, bar = [], tqdm(batches, desc=f"reward model, level {cfg.level}", unit="batch")
     for batch in bar:
-        losses.append(0.0)
-        for i in range(0, len(batch), cfg.rm_micro):
-            chosen, rejected, ratings = zip(*(encoded[j] for j in batch[i:i + cfg.rm_micro]))
+        loss_sum, mine = 0.0, share(batch)
+        for i in range(0, len(mine), cfg.rm_micro):
+            chosen, rejected, ratings = zip(*(encoded[j] for j in mine[i:i + cfg.rm_micro]))
             logits_w, logits_l = score_pairs(model, list(zip(chosen, rejected)), cfg)
             ratings = torch.tensor(ratings, device=model.device)                  # (B, 2)
             loss = pair_loss(logits_w, logits_l, ratings, cfg).sum() / len(batch)
             scaler.scale(loss).backward()
-            losses[-1] += loss.item()
+            loss_sum += loss.item()
+        losses.append(sum(together([loss_sum])))
+        sum_gradients(model, 1.0)
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         scaler.step(optimizer)
@@ -520,7 +579,8 @@ def calibration_error(win_prob, bins=10):
 def validate(model, encoded, cfg):
     """Metrics on held-out pairs; loss and chance level without the anchor."""
     chosen, rejected, ratings = zip(*encoded)
-    logits_w, logits_l = score_all(model, chosen + rejected, cfg, "validate").double().chunk(2)
+    logits = together(score_all(model, share(chosen + rejected), cfg, "validate"))
+    logits_w, logits_l = logits.double().chunk(2)
     uniform, cfg, n = torch.zeros(1, model.num_labels), replace(cfg, anchor=0.0), len(encoded)
     loss = pair_loss(logits_w, logits_l, torch.tensor(ratings), cfg)
     log_win = -loss if cfg.level == 1 else log_win_prob(logits_w, logits_l, 0.5)
@@ -559,7 +619,7 @@ def load_reward_model(folder, level, cfg):
         raise InputError(f"{folder} has {model.num_labels} labels, level {level} needs "
                          f"{SCORES if level == 2 else 1}; give another --rm or --level")
     model = model.to(cfg.device).eval()
-    return pack_linears(model) if cfg.precision == "fp32" else model
+    return frozen(model) if cfg.precision == "fp32" else model
 
 
 def get_reward_model(cfg, sft, sft_source, train, val, source, reuse=False):
@@ -572,10 +632,12 @@ def get_reward_model(cfg, sft, sft_source, train, val, source, reuse=False):
     if cfg.anchor and (cfg.level == 1 or not ratings or min(ratings) < 1 or max(ratings) > SCORES):
         raise InputError(f"anchor is {cfg.anchor}, but it needs --level 2 and ratings of 0..4 or "
                          f"1..{SCORES}; leave it at 0")
-    if not (reuse and cfg.rm and (folder / "metrics.json").exists()):
-        claim_folder(folder, "metrics.json", settings, sft_source=sft_source, data_source=source)
+    done = from_first((folder / "metrics.json").exists)
+    if not (reuse and cfg.rm and done):
+        from_first(lambda: claim_folder(folder, "metrics.json", settings, sft_source=sft_source,
+                                        data_source=source))
     check_base(folder, sft_source)
-    if not (folder / "metrics.json").exists():
+    if not done:
         torch.manual_seed(cfg.rm_seed)  # the weights of the new head are drawn here
         model = AutoModelForSequenceClassification.from_pretrained(
             sft, num_labels=SCORES if cfg.level == 2 else 1, pad_token_id=PAD_ID,
@@ -586,9 +648,13 @@ def get_reward_model(cfg, sft, sft_source, train, val, source, reuse=False):
         losses = train_reward_model(model, encoded, cfg)
         metrics = {"validation": validate(model, held_out, cfg), "train_loss": losses}
         tokenizer.pad_token_id = PAD_ID
-        tokenizer.save_pretrained(folder / "model")
-        model.save_pretrained(folder / "model")
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))  # last: now it is done
+
+        def save():
+            tokenizer.save_pretrained(folder / "model")
+            model.save_pretrained(folder / "model")
+            (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))  # last: it is done
+
+        from_first(save)
     metrics = json.loads((folder / "metrics.json").read_text())["validation"]
     print(f"reward model {folder}, validation: {describe(metrics)}")
     return load_reward_model(folder, cfg.level, cfg), folder
@@ -597,7 +663,7 @@ def get_reward_model(cfg, sft, sft_source, train, val, source, reuse=False):
 def main():
     cfg = parse_config(RewardConfig, __doc__)
     train, val, source = load_pairs(cfg)
-    sft, sft_source = find_sft(cfg)
+    sft, sft_source = from_first(lambda: find_sft(cfg))
     print("SFT model:", sft_source)
     get_reward_model(cfg, sft, sft_source, train, val, source)
 

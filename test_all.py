@@ -11,6 +11,7 @@ import inspect
 import itertools
 import json
 import math
+import re
 import subprocess
 import sys
 import zipfile
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer,
                           LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast)
@@ -325,6 +327,20 @@ def test_micro_batches_of_pairs_change_nothing(reward_model, tokenizer):
     torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
 
 
+def test_pairs_that_share_their_prompt_score_as_two_texts_with_the_same_gradient(reward_model):
+    pairs = [([1, 5, 7, 9, 2], [1, 5, 8, 2]), ([1, 6, 6, 2], [1, 6]), ([3], [4, 4, 4]),
+             ([1, 7, 7, 7, 7, 7, 7, 9], [1, 7, 7, 7, 8, 8, 8, 8, 8, 9])]
+    model, cfg, weight = reward_model(10), config(), torch.randn(2, 4, 10)
+    together = torch.stack(reward.score_pairs(model, pairs, cfg))            # (2, B, K)
+    apart = torch.stack([torch.cat([score_logits(model, [text], cfg) for text in side])
+                         for side in zip(*pairs)])
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
+    grads = [torch.autograd.grad((x * weight).sum(), list(model.parameters())[:-1])
+             for x in (together, apart)]
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
 def test_calibration_error_and_wilson():
     half_right, as_sure_as_right = np.array([1.0, 1.0, 0.0, 0.0]), np.array([0.75] * 3 + [0.25])
     assert calibration_error(half_right) == pytest.approx(0.5)        # sure, right half of the time
@@ -392,6 +408,34 @@ def test_answers_depend_on_seed_step_and_prompt_but_not_on_the_batch():
     assert sample(model, prompts, uniforms(6, 3, keys, 12), EOS) != together
     assert sample(model, prompts, uniforms(5, 4, keys, 12), EOS) != together
     assert uniforms(5, 3, [13, 11], 4)[1].tolist() == uniforms(5, 3, keys, 4)[0].tolist()
+
+
+def test_every_token_is_where_its_number_falls_in_the_cdf_of_the_training_forward():
+    """The packed copy, its cache, left padding, groups of prompts and rows that leave: none of it
+    changes the distribution. Checked against the plain model on each text alone, without cache."""
+    model, rng = tiny_llama(vocab=40, scale=3.0), np.random.default_rng(0)
+    prompts = [rng.integers(3, 40, n).tolist() for n in rng.integers(1, 30, 21)]
+    numbers = uniforms(1, 2, range(21), 30)
+    answers = sample(reinforce.sampling_copy(model), prompts, numbers, EOS)
+    assert len({len(a) for a in answers}) > 5 and max(map(len, answers)) == 30
+    for prompt, answer, u in zip(prompts, answers, numbers):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1:-1]
+        cdf = F.pad(logits.softmax(-1).cumsum(-1), (1, 0))                   # (T, 1 + V)
+        for t, token in enumerate(answer):
+            assert cdf[t, token] - 1e-4 <= u[t] <= cdf[t, token + 1] + 1e-4
+
+
+def test_packed_and_frozen_models_compute_the_same(reward_model):
+    texts = [[1, 5, 7, 9], [1, 8], list(range(3, 60))]
+    plain, packed = reward_model(10), reward.frozen(reward_model(10))
+    assert any(isinstance(m, reward.PackedLinear) for m in packed.modules())
+    torch.testing.assert_close(score_logits(packed, texts, config()),
+                               score_logits(plain, texts, config()), rtol=1e-4, atol=1e-4)
+    policy = tiny_llama()
+    reinforce.sampling_copy(policy)  # leaves the policy itself as it was, with gradients
+    assert type(policy.lm_head) is torch.nn.Linear
+    assert all(p.requires_grad for p in policy.parameters())
 
 
 def test_answers_stop_at_the_end_token_or_the_limit():
@@ -869,6 +913,28 @@ def test_same_seed_same_bits_and_a_finished_run_is_recognised(run, sft, toy_file
     assert "finished before: held-out reward" in run(reinforce, *tiny_budget("a"), *extra)
     with pytest.raises(InputError, match="seed 0 there, 5 here"):
         run(reinforce, *tiny_budget("a"), *extra, "--seed", "5")
+
+
+def test_two_processes_make_the_trajectory_of_one(run, sft, toy_file, tmp_path):
+    """torchrun with gloo: the same batches, seeds and updates; an uneven share of five prompts."""
+    budget = ("--batch", "5", "--rm_batch", "5", "--level", "2", "--readout", "win")
+    one = run(reinforce, *tiny_budget("one"), *budget)
+    two = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+         str(HERE / "reinforce.py"), "--sft", sft, "--data", toy_file, "--device", "cpu",
+         *tiny_budget("two"), *budget], capture_output=True, text=True)
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.count("held-out reward") == 1  # the first process speaks for both
+    assert len(two.stdout.splitlines()) == len(one.splitlines())
+    for name in ("-rm/metrics.json", "/metrics.jsonl", "/verdict.json"):
+        a, b = (re.findall(r"-?\d+\.\d+", re.sub('"tokens_per_second": .*', "", text)) for text in
+                ((tmp_path / (side + name)).read_text() for side in ("one", "two")))
+        assert len(a) > 8
+        assert [float(x) for x in a] == pytest.approx([float(x) for x in b], rel=1e-3, abs=1e-3)
+    models = (AutoModelForCausalLM.from_pretrained(tmp_path / side / "model")
+              for side in ("one", "two"))
+    for p, q in zip(*(m.parameters() for m in models)):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
 
 
 def test_evaluation_of_two_policies_by_two_reward_models(run, tmp_path):
