@@ -37,6 +37,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -157,7 +158,7 @@ class StaticCache:
         self.rows, self.size, self.kv = rows, size, {}
 
     def update(self, key, value, layer, *_, **__):
-        """Writes (b, H, n, d) to self.slots (n,) of rows self.part; returns their first self.end."""
+        """Writes (b, H, n, d) to self.slots (n,) of rows self.part; returns first self.end."""
         if layer not in self.kv:
             empty = key.new_zeros(self.rows, key.shape[1], self.size, key.shape[3])
             self.kv[layer] = empty, empty.clone()
@@ -234,18 +235,30 @@ def sample(policy, prompts, uniform, eos_id):
     return [a[:a.index(eos_id) + 1] if eos_id in a else a for a in answers.tolist()]
 
 
+HEAD_ROWS = 1024  # tokens at a time through the head: V numbers each, 0.2 GB in all
+
+
+def head_logprobs(head, hidden, target):
+    """log softmax(head(hidden))[target], (n, D), (n,) -> (n,) float32; chunks are computed again
+    in the backward pass, so that memory holds the (n, V) logits of one chunk only."""
+    if len(target) <= HEAD_ROWS:
+        return -F.cross_entropy(head(hidden).float(), target, reduction="none")
+    chunks = zip(hidden.split(HEAD_ROWS), target.split(HEAD_ROWS))
+    return torch.cat([checkpoint(head_logprobs, head, *c, use_reentrant=False) for c in chunks])
+
+
 def token_logprobs(model, prompts, answers):
     """log pi(y_t | x, y_<t) of every answer token, (B, T) float32; 0 after the answer's end.
 
     Padding stands on the right of a causal model: no mask is needed. The head sees answers only."""
     P, T = torch.tensor([len(p) for p in prompts]), torch.tensor([len(a) for a in answers])
-    ids = pad_sequence([torch.tensor(p + a) for p, a in zip(prompts, answers)], batch_first=True)
-    ids = ids.to(model.device)                                                   # (B, L)
+    texts = [torch.tensor(p + a[:-1]) for p, a in zip(prompts, answers)]  # last: predicts nothing
+    ids = pad_sequence(texts, batch_first=True).to(model.device)                 # (B, L)
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # (B, L, D)
     mask = torch.arange(int(T.max())) < T[:, None]                               # (B, T)
     row, t = mask.nonzero(as_tuple=True)                                         # answer tokens
-    logits = model.lm_head(hidden[row, P[row] + t - 1]).float()                  # from before it
-    flat = -F.cross_entropy(logits, ids[row, P[row] + t], reduction="none")
+    target = torch.tensor(sum(answers, []), device=model.device)                 # in that order
+    flat = head_logprobs(model.lm_head, hidden[row, P[row] + t - 1], target)     # from before it
     return torch.zeros(mask.shape).to(flat).masked_scatter(mask.to(flat.device), flat)
 
 

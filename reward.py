@@ -142,7 +142,8 @@ def run_cli(main):
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else None
     if process()[0] > 0:  # the first one speaks for all
-        sys.stdout, tqdm.__init__ = open(os.devnull, "w"), partialmethod(tqdm.__init__, disable=True)
+        sys.stdout = open(os.devnull, "w")
+        tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
     try:
         main()
     except (InputError, OSError) as error:  # from_pretrained raises OSError; its first line tells
@@ -469,7 +470,7 @@ def frozen(model):
 
 
 def head_outputs(model, ids, row, last, cfg, **more):
-    """The head's outputs at positions last[i] of rows row[i] of ids (B, L): (len(row), K) float32."""
+    """The head's outputs at position last[i] of row row[i] of ids (B, L): (len(row), K) float32."""
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[cfg.precision]
     with torch.autocast(model.device.type, dtype, enabled=cfg.precision != "fp32"):
         out = model.base_model(input_ids=ids.to(model.device), use_cache=False, **more)
