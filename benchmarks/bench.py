@@ -152,8 +152,8 @@ def trl_step(args, done):
     config = RLOOConfig(
         output_dir=args.scratch, per_device_train_batch_size=micro, num_generations=2,
         gradient_accumulation_steps=cfg.batch // micro, max_completion_length=cfg.max_new,
-        beta=0.05, learning_rate=1e-6, bf16=args.trl_bf16, gradient_checkpointing=False, logging_steps=10**6,
-        use_cpu=cfg.device == "cpu", **QUIET)
+        beta=0.05, learning_rate=1e-6, bf16=args.trl_bf16, gradient_checkpointing=False,
+        logging_steps=10**6, use_cpu=cfg.device == "cpu", **QUIET)
     RLOOTrainer(model=causal(cfg, sft), reward_funcs=scorer(cfg, sft), args=config,
                 train_dataset=rows, processing_class=tokenizer,
                 reward_processing_classes=pad_apart(sft), callbacks=[OnStep(done, 1)]).train()
