@@ -430,8 +430,9 @@ def main():
     prompts, keys = usable_prompts(tokenizer, train, cfg, "REINFORCE")
     held_out = [x[:cfg.eval_prompts] for x in usable_prompts(tokenizer, val, cfg, "evaluation")]
     prompt_batches(len(prompts), cfg.batch, 1, cfg.seed)  # complains now if there are too few
-    if cfg.batch < process()[1]:
-        raise InputError(f"batch is {cfg.batch} for {process()[1]} processes; each needs a prompt")
+    if min(cfg.batch, len(held_out[0])) < process()[1]:
+        raise InputError(f"batch is {cfg.batch}, held-out prompts are {len(held_out[0])}, for "
+                         f"{process()[1]} processes; each needs one of both, start fewer")
     rm, rm_folder = get_reward_model(cfg, sft, sft_source, train, val, source, reuse=True)
     policy, reference = (AutoModelForCausalLM.from_pretrained(sft, dtype=torch.float32)
                          .to(cfg.device).eval() for _ in range(2))  # eval: no dropout, ever

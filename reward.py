@@ -126,7 +126,7 @@ def parse_config(cls, doc, argv=None):
 
 def keep_freed_memory():
     """Tells glibc to keep what is freed. By default it gives every large block back, and each step
-    pays for the pages of its activations again: a fifth of a training step on a CPU."""
+    pays for the pages of its activations again."""
     if platform.libc_ver()[0] == "glibc":
         mallopt, trim_threshold, mmap_max = ctypes.CDLL(None).mallopt, -1, -4  # as in malloc.h
         mallopt(mmap_max, 0)
