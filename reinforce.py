@@ -36,14 +36,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reward import (InputError, RewardConfig, claim_folder, encode_prompt, find_sft, from_first,
-                    frozen, get_reward_model, load_pairs, pack_linears, parse_config, process,
-                    run_cli, run_folder, score_all, setting, share, sum_gradients, together, wilson)
+                    frozen, get_reward_model, lay_out, load_pairs, pack_linears, parse_config,
+                    process, run_cli, run_folder, run_layout, score_all, setting, share,
+                    sum_gradients, text_states, together, wilson)
 
 # ----- readouts: a distribution of scores (B, K) -> a reward (B,) -----
 
@@ -154,17 +154,23 @@ def sampling_copy(policy):
 class StaticCache:
     """Keys and values of B texts, allocated once; the attention layers call update."""
 
-    def __init__(self, rows, size):
-        self.rows, self.size, self.kv = rows, size, {}
+    def __init__(self, where, filled, size):
+        self.where, self.filled, self.size, self.kv = where, filled, size, {}
 
     def update(self, key, value, layer, *_, **__):
-        """Writes (b, H, n, d) to self.slots (n,) of rows self.part; returns first self.end."""
+        """First call: the prompts as laid out, each copied to end at slot `filled`. Later: a token
+        of every text (B, H, 1, d), written to slot self.now (1,); returns the first self.end."""
         if layer not in self.kv:
-            empty = key.new_zeros(self.rows, key.shape[1], self.size, key.shape[3])
-            self.kv[layer] = empty, empty.clone()
+            self.kv[layer] = tuple(key.new_zeros(len(self.where), key.shape[1], self.size,
+                                                 key.shape[3]) for _ in range(2))
+            for held, new in zip(self.kv[layer], (key, value)):
+                new = new.transpose(0, 1).flatten(1, 2)                           # (H, tokens, d)
+                for i, places in enumerate(self.where):
+                    held[i, :, self.filled - len(places):self.filled] = new[:, places]
+            return key, value
         for held, new in zip(self.kv[layer], (key, value)):
-            held[self.part].index_copy_(2, self.slots, new)
-        return tuple(held[self.part, :, :self.end] for held in self.kv[layer])
+            held.index_copy_(2, self.now, new)
+        return tuple(held[:, :, :self.end] for held in self.kv[layer])
 
     def keep(self, rows):
         self.kv = {layer: (k[rows], v[rows]) for layer, (k, v) in self.kv.items()}
@@ -190,30 +196,21 @@ def sample(policy, prompts, uniform, eos_id):
     eos included. Token t is the inverse CDF of the softmax at uniform[:, t]: whatever else is in
     the batch, an answer depends on its own prompt and numbers only."""
     device, graph = policy.device, policy.device.type == "cuda"
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    B, P, T = len(prompts), len(prompts[order[-1]]), uniform.shape[1]
-    rows, first = torch.tensor([(i, P - len(prompts[i])) for i in order], device=device).unbind(1)
-    slot, cache = torch.arange(P + T, device=device), StaticCache(B, P + T)
-
-    def run(ids, part, slots, end):
-        """ids (b, n), of rows `part` and for `slots` (n,) -> logits (b, V) after the last."""
-        cache.part, cache.slots, cache.end, own = part, slots, end, first[part, None]
-        seen = (slot[:end] <= slots[:, None]) & (slot[:end] >= torch.minimum(own, slots)[..., None])
-        return policy(input_ids=ids, attention_mask=seen[:, None], past_key_values=cache,
-                      position_ids=(slots - own).clamp(min=0), use_cache=True,
-                      logits_to_keep=1).logits[:, -1]
-
-    logits = []
-    for i in range(0, B, 8):  # the prompts, all ending at P; some of similar length at a time
-        part = [prompts[j] for j in order[i:i + 8]]
-        n = len(part[-1])
-        ids = torch.tensor([[0] * (n - len(p)) + p for p in part], device=device)  # left padding
-        logits.append(run(ids, slice(i, i + 8), slot[P - n:P], P))
-    logits, uniform = torch.cat(logits), uniform.to(device)                       # (B, V), (B, T)
+    B, P, T = len(prompts), max(map(len, prompts)), uniform.shape[1]
+    inputs, where = lay_out(prompts, device)
+    cache = StaticCache([w.to(device) for w in where], P, P + T)  # all prompts end at slot P
+    states = run_layout(policy, inputs, past_key_values=cache)                    # (tokens, D)
+    logits = policy.lm_head(states[torch.stack([w[-1] for w in where])])          # (B, V)
+    rows, first = torch.tensor([(i, P - len(p)) for i, p in enumerate(prompts)]).to(device).T
+    slot, uniform = torch.arange(P + T, device=device), uniform.to(device)
     ids, now = torch.zeros(B, 1, dtype=torch.long, device=device), slot[P:P + 1].clone()
 
     def step():
-        return run(ids, slice(None), now, P + T if graph else P + t + 1)
+        """ids (rows, 1), the tokens for slot `now` -> logits (rows, V) after them."""
+        cache.now, cache.end = now, P + T if graph else P + t + 1
+        seen = (slot[:cache.end] <= now) & (slot[:cache.end] >= first[:, None])   # (rows, end)
+        return policy(input_ids=ids, attention_mask=seen[:, None, None], past_key_values=cache,
+                      position_ids=(now - first)[:, None], use_cache=True).logits[:, -1]
 
     step = captured(step) if graph else step
     answers = torch.full(uniform.shape, eos_id, device=device)                    # (B, T)
@@ -250,16 +247,14 @@ def head_logprobs(head, hidden, target):
 def token_logprobs(model, prompts, answers):
     """log pi(y_t | x, y_<t) of every answer token, (B, T) float32; 0 after the answer's end.
 
-    Padding stands on the right of a causal model: no mask is needed. The head sees answers only."""
-    P, T = torch.tensor([len(p) for p in prompts]), torch.tensor([len(a) for a in answers])
-    texts = [torch.tensor(p + a[:-1]) for p, a in zip(prompts, answers)]  # last: predicts nothing
-    ids = pad_sequence(texts, batch_first=True).to(model.device)                 # (B, L)
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # (B, L, D)
-    mask = torch.arange(int(T.max())) < T[:, None]                               # (B, T)
-    row, t = mask.nonzero(as_tuple=True)                                         # answer tokens
+    An answer's last token goes in nowhere: it predicts nothing. The head sees answers only."""
+    T = torch.tensor([len(a) for a in answers])
+    states, where = text_states(model, [p + a[:-1] for p, a in zip(prompts, answers)])
+    before = torch.cat([w[len(p) - 1:] for w, p in zip(where, prompts)])         # (answer tokens,)
     target = torch.tensor(sum(answers, []), device=model.device)                 # in that order
-    flat = head_logprobs(model.lm_head, hidden[row, P[row] + t - 1], target)     # from before it
-    return torch.zeros(mask.shape).to(flat).masked_scatter(mask.to(flat.device), flat)
+    flat = head_logprobs(model.lm_head, states[before], target)
+    mask = (torch.arange(int(T.max())) < T[:, None]).to(flat.device)             # (B, T)
+    return torch.zeros(mask.shape).to(flat).masked_scatter(mask, flat)
 
 
 @torch.no_grad()
@@ -306,7 +301,7 @@ def train_policy(policy, reference, rm, prompts, keys, cfg, unit, start, eos_id,
     samples and scores its share of a step's prompts; the numbers and the gradient are put together.
 
     unit: spread of the SFT scores; start: (mean reward, mean distribution (K,)) of SFT answers."""
-    optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.lr)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.lr, fused=True)
     warmup = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda t: min(1.0, (t + 1) / max(1, cfg.steps // 10)))
     baseline = Baseline(cfg.baseline, start[0], cfg.decay)

@@ -10,7 +10,7 @@ on the bundled pairs takes about 6 minutes on two CPU cores.
 Left out, and why:
  1. Trainer, trl, accelerate, peft: one epoch over pairs is a loop of twenty lines.
  2. Margins, reward centering, ensembles: level 2 answers "how sure?" with a distribution instead.
- 3. Attention masks: padding stands on the right of a causal model, so no real token sees it.
+ 3. Padding on the CPU, masks anywhere: see lay_out.
 
 Shapes: B pairs or texts, L tokens, K scores (1 at level 1, 10 at level 2), D hidden width.
 """
@@ -39,7 +39,9 @@ import torch.nn.functional as F
 import transformers
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (AttentionInterface, AutoModelForCausalLM,
+                          AutoModelForSequenceClassification, AutoTokenizer)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 # ----- settings -----
 
@@ -469,45 +471,78 @@ def frozen(model):
     return model
 
 
-def head_outputs(model, ids, row, last, cfg, **more):
-    """The head's outputs at position last[i] of row row[i] of ids (B, L): (len(row), K) float32."""
+def attend_by_text(module, q, k, v, mask, scaling=None, texts=None, **more):
+    """Attention as transformers calls it, q (1, H, L, d), for texts laid out in one row.
+
+    texts: (places in the row of a text's tokens, how many of them an earlier text has too)."""
+    odd = [n for n in ("sliding_window", "softcap", "position_bias") if more.get(n) is not None]
+    if odd:
+        raise InputError(f"{type(module).__name__} has {odd[0]} {more[odd[0]]}, which is not "
+                         "supported; give a --sft with plain causal attention, such as Llama's")
+    if texts is None:
+        return sdpa_attention_forward(module, q, k, v, mask, scaling=scaling, **more)
+    out = []
+    for places, had in texts:
+        own = (x.index_select(2, places) for x in (q, k, v))
+        out.append(F.scaled_dot_product_attention(
+            *own, is_causal=True, scale=scaling, enable_gqa=True)[:, :, had:])
+    return torch.cat(out, 2).transpose(1, 2), None
+
+
+AttentionInterface.register("by_text", attend_by_text)
+
+
+def lay_out(texts, device, one_row=None):
+    """N texts (lists of ids) -> (inputs of a causal model, where): where[i] are the places of text
+    i's tokens in the flattened input.
+
+    On the CPU all stand in one row, without padding, and a beginning that texts have in common
+    stands once: the system prompt, the prompt of a pair. A GPU, bound by launches rather than by
+    arithmetic, gets a row a text, padded on the right, where no real token sees it."""
+    if not (torch.device(device).type == "cpu" if one_row is None else one_row):
+        ids = pad_sequence([torch.tensor(t) for t in texts], batch_first=True)    # (N, L)
+        where = [i * ids.shape[1] + torch.arange(len(t)) for i, t in enumerate(texts)]
+        return {"input_ids": ids.to(device),
+                "position_ids": torch.arange(ids.shape[1], device=device)[None]}, where
+    place, ids, positions, where, parts = {}, [], [], [], []
+    for text in texts:
+        at, places, had = -1, [], len(ids)
+        for position, token in enumerate(text):  # down the tree of beginnings, which grows
+            if (at, token) not in place:
+                place[at, token] = len(ids)
+                ids.append(token)
+                positions.append(position)
+            at = place[at, token]
+            places.append(at)
+        where.append(torch.tensor(places))
+        if len(ids) > had:  # else an earlier text begins with all of this one
+            parts.append((where[-1], len(text) - (len(ids) - had)))
+    return {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([positions]),
+            "texts": parts}, where
+
+
+def run_layout(model, inputs, **more):
+    """Last hidden states of lay_out's inputs, flattened: (tokens, D)."""
+    usual = model.config._attn_implementation
+    model.set_attn_implementation("by_text")
+    try:
+        return model.base_model(**inputs, **more).last_hidden_state.flatten(0, 1)
+    finally:
+        model.set_attn_implementation(usual)
+
+
+def text_states(model, texts):
+    """Last hidden states of N texts (lists of ids) -> (all tokens, D), and each text's rows."""
+    inputs, where = lay_out(texts, model.device)
+    return run_layout(model, inputs, use_cache=False), where
+
+
+def score_logits(model, texts, cfg):
+    """The head's outputs at each text's last token: B lists of ids -> (B, K) float32."""
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[cfg.precision]
     with torch.autocast(model.device.type, dtype, enabled=cfg.precision != "fp32"):
-        out = model.base_model(input_ids=ids.to(model.device), use_cache=False, **more)
-        return model.score(out.last_hidden_state[row, last]).float()
-
-
-def score_logits(model, sequences, cfg):
-    """The head's outputs at each text's last token: B lists of ids -> (B, K) float32."""
-    ids = pad_sequence([torch.tensor(s) for s in sequences], batch_first=True)    # (B, L), right
-    last = torch.tensor([len(s) - 1 for s in sequences])
-    return head_outputs(model, ids, torch.arange(len(ids)), last, cfg)
-
-
-def shared(w, l):
-    """Tokens at the start of two texts that are equal; at least one is left to each text."""
-    return next((i for i, (a, b) in enumerate(zip(w, l)) if a != b), min(len(w), len(l)) - 1)
-
-
-def score_pairs(model, pairs, cfg):
-    """score_logits of both texts of B pairs (lists of ids) -> (B, K), (B, K).
-
-    What the two have in common, the prompt at least, runs through the model once. A row is: common
-    part, rest of the chosen, rest of the rejected; the last sees the first but not the second."""
-    rows, part, position, last = [], [], [], []
-    for w, l in pairs:
-        same = shared(w, l)
-        rows.append(torch.tensor(w + l[same:]))
-        part.append(torch.tensor([0] * same + [1] * (len(w) - same) + [2] * (len(l) - same)))
-        position.append(torch.tensor([*range(len(w)), *range(same, len(l))]))
-        last += [len(w) - 1, len(rows[-1]) - 1]
-    ids, part, position = (pad_sequence(x, batch_first=True) for x in (rows, part, position))
-    blind = (part[:, :, None] == 2) & (part[:, None, :] == 1)                     # (B, L, L)
-    seen = (~blind).tril()[:, None].to(model.device)                              # (B, 1, L, L)
-    row = torch.arange(len(pairs)).repeat_interleave(2)
-    logits = head_outputs(model, ids, row, torch.tensor(last), cfg, attention_mask=seen,
-                          position_ids=position.to(model.device))                 # (2B, K)
-    return logits[::2], logits[1::2]
+        states, where = text_states(model, texts)
+        return model.score(states[torch.stack([w[-1] for w in where])]).float()
 
 
 @torch.no_grad()
@@ -531,10 +566,10 @@ def length_batches(lengths, size, rng):
 def train_reward_model(model, encoded, cfg):
     """AdamW on the mean pair_loss, in place. Returns the loss of each update."""
     rng = np.random.default_rng(cfg.rm_seed)
-    lengths = [len(w) + len(l) - shared(w, l) for w, l, _ in encoded]
+    lengths = [len(w) + len(l) for w, l, _ in encoded]
     batches = [b for _ in range(cfg.epochs) for b in length_batches(lengths, cfg.rm_batch, rng)]
     n, warmup = len(batches), max(1, len(batches) // 10)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.rm_lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.rm_lr, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda t: min((t + 1) / warmup, (n - t) / (n - warmup + 1)))
     scaler = torch.amp.GradScaler(model.device.type, 2.0**10, enabled=cfg.precision == "fp16")
@@ -543,7 +578,7 @@ def train_reward_model(model, encoded, cfg):
         loss_sum, mine = 0.0, share(batch)
         for i in range(0, len(mine), cfg.rm_micro):
             chosen, rejected, ratings = zip(*(encoded[j] for j in mine[i:i + cfg.rm_micro]))
-            logits_w, logits_l = score_pairs(model, list(zip(chosen, rejected)), cfg)
+            logits_w, logits_l = score_logits(model, chosen + rejected, cfg).chunk(2)
             ratings = torch.tensor(ratings, device=model.device)                  # (B, 2)
             loss = pair_loss(logits_w, logits_l, ratings, cfg).sum() / len(batch)
             scaler.scale(loss).backward()

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,8 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer,
-                          LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast)
+                          LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config,
+                          Qwen2ForCausalLM)
 
 import eval as evaluation
 import reinforce
@@ -327,18 +329,36 @@ def test_micro_batches_of_pairs_change_nothing(reward_model, tokenizer):
     torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
 
 
-def test_pairs_that_share_their_prompt_score_as_two_texts_with_the_same_gradient(reward_model):
-    pairs = [([1, 5, 7, 9, 2], [1, 5, 8, 2]), ([1, 6, 6, 2], [1, 6]), ([3], [4, 4, 4]),
-             ([1, 7, 7, 7, 7, 7, 7, 9], [1, 7, 7, 7, 8, 8, 8, 8, 8, 9])]
-    model, cfg, weight = reward_model(10), config(), torch.randn(2, 4, 10)
-    together = torch.stack(reward.score_pairs(model, pairs, cfg))            # (2, B, K)
-    apart = torch.stack([torch.cat([score_logits(model, [text], cfg) for text in side])
-                         for side in zip(*pairs)])
+TREE = [[1, 5, 7, 9, 2], [1, 5, 8, 2], [1, 6, 6, 2], [1, 6], [3], [4, 4, 4], [1, 5, 7, 9, 2],
+        [1, 5, 7, 7, 7, 7, 7, 9], [1, 5, 7, 7, 7, 8, 8, 8], [1, 6, 6, 2, 9]]  # shared, twice, inside
+
+
+@pytest.mark.parametrize("one_row", (True, False))
+def test_texts_in_one_row_have_the_states_and_gradient_of_texts_alone(one_row):
+    model, weight = tiny_llama(scale=3.0), torch.randn(sum(map(len, TREE)), 32)
+    inputs, where = reward.lay_out(TREE, "cpu", one_row)
+    beginnings = {tuple(t[:n + 1]) for t in TREE for n in range(len(t))}  # each stands once
+    assert inputs["input_ids"].shape == ((1, len(beginnings)) if one_row else (10, 8))
+    together = reward.run_layout(model, inputs)[torch.cat(where)]                # (tokens, D)
+    apart = torch.cat([model.model(torch.tensor([t])).last_hidden_state[0] for t in TREE])
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
-    grads = [torch.autograd.grad((x * weight).sum(), list(model.parameters())[:-1])
-             for x in (together, apart)]
+    parameters = list(model.model.parameters())
+    grads = [torch.autograd.grad((x * weight).sum(), parameters) for x in (together, apart)]
     for a, b in zip(*grads):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_the_layout_leaves_a_model_as_it_was_and_refuses_attention_it_cannot_do():
+    model = tiny_llama()
+    before = model.config._attn_implementation
+    token_logprobs(model, PROMPTS, ANSWERS)
+    assert model.config._attn_implementation == before
+    window = Qwen2ForCausalLM(Qwen2Config(
+        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2, use_sliding_window=True, sliding_window=4,
+        max_window_layers=0))
+    with pytest.raises(InputError, match="sliding_window 4, which is not supported"):
+        token_logprobs(window, PROMPTS, ANSWERS)
 
 
 def test_calibration_error_and_wilson():
@@ -422,9 +442,12 @@ def test_answers_depend_on_seed_step_and_prompt_but_not_on_the_batch():
     assert uniforms(5, 3, [13, 11], 4)[1].tolist() == uniforms(5, 3, keys, 4)[0].tolist()
 
 
-def test_every_token_is_where_its_number_falls_in_the_cdf_of_the_training_forward():
-    """The packed copy, its cache, left padding, groups of prompts and rows that leave: none of it
+@pytest.mark.parametrize("one_row", (True, False))
+def test_every_token_is_where_its_number_falls_in_the_cdf_of_the_training_forward(one_row,
+                                                                                  monkeypatch):
+    """The packed copy, its cache, the layout of the prompts and rows that leave: none of it
     changes the distribution. Checked against the plain model on each text alone, without cache."""
+    monkeypatch.setattr(reinforce, "lay_out", partial(reward.lay_out, one_row=one_row))
     model, rng = tiny_llama(vocab=40, scale=3.0), np.random.default_rng(0)
     prompts = [rng.integers(3, 40, n).tolist() for n in rng.integers(1, 30, 21)]
     numbers = uniforms(1, 2, range(21), 30)

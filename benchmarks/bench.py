@@ -1,22 +1,29 @@
 """Times this project against Hugging Face generate() and TRL, side by side in one run.
 
     pip install -r benchmarks/requirements.txt
-    python benchmarks/bench.py                # all of it: about 45 minutes on two CPU cores
     python benchmarks/bench.py step --repeats 5
 
-Each contestant lives in a process of its own, so that its peak memory is its own, and does one unit
-of work when it is asked to; the contestants of a task take turns, so that a slow minute of the
+Each contestant lives in a process of its own, so that its peak memory is its own (of the unit, not
+of loading), and does one unit of work when it is asked to; the contestants of a task take turns, so that a slow minute of the
 machine hits both. Same model (float32 weights), prompts, lengths, batch and micro-batch.
 
     sample   answers of --max_new tokens (eos is not a stop here: all have equal length)
     step     one REINFORCE step: sample, score, KL, gradient, update; TRL: RLOOTrainer
     reward   one epoch of a reward model over --pairs real pairs as they come; TRL: RewardTrainer
+
+and, of this project alone:
+
+    parts      where a step's time goes, and how it grows with batch, answer length and model size
+    precision  what bfloat16 would change in the scores and reference log-probs of the models that
+               `reinforce.py --level 1` and `--level 2` have left in runs/
 """
 import argparse
 import contextlib
+import copy
+import dataclasses
 import json
 import os
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -29,8 +36,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 warnings.filterwarnings("ignore")
 
-from transformers import (AutoModelForCausalLM, AutoModelForSequenceClassification,  # noqa: E402
-                          AutoTokenizer, TrainerCallback)
+from transformers import (AutoConfig, AutoModelForCausalLM,  # noqa: E402
+                          AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback)
 
 import reinforce  # noqa: E402
 import reward  # noqa: E402
@@ -85,10 +92,26 @@ def matmul_speed(device):
 
 
 def training_flops(model, tokens, head_tokens):
-    """Of one forward and backward pass: 6 a weight and token; attention itself is not counted."""
-    trunk = sum(p.numel() for layer in model.base_model.layers for p in layer.parameters())
-    head = model.get_output_embeddings().weight.numel() if head_tokens else 0
-    return 6 * (trunk * tokens + head * head_tokens)
+    """Of one forward and backward pass: 6 a weight and token (a third of it forward); attention
+    itself is not counted."""
+    size = model.config
+    heads = size.head_dim * (size.num_attention_heads + size.num_key_value_heads)
+    layer = size.hidden_size * (2 * heads + 3 * size.intermediate_size)
+    return 6 * (size.num_hidden_layers * layer * tokens
+                + size.vocab_size * size.hidden_size * head_tokens)
+
+
+def count_tokens(tokens=[0]):
+    """Lets reward.py add up the tokens that go through a model (a shared beginning once)."""
+    lay_out = reward.lay_out
+
+    def counting(texts, device):
+        inputs, where = lay_out(texts, device)
+        tokens[0] += inputs["input_ids"].numel()
+        return inputs, where
+
+    reward.lay_out = counting
+    return tokens
 
 
 # ----- contestants: each calls done(tokens) after every unit of work, without end -----
@@ -96,12 +119,12 @@ def training_flops(model, tokens, head_tokens):
 def ours_sample(args, done):
     reward.keep_freed_memory()
     cfg, tokenizer, sft, pairs = load(args)
-    policy = causal(cfg, sft)
+    policy = reward.frozen(causal(cfg, sft))  # nothing is trained here: packed once, no second copy
     x = short_prompts(cfg, tokenizer, pairs, cfg.batch)
     x = [reward.encode_prompt(tokenizer, p.messages) for p in x]
     for step in range(10**6):
         drawn = reinforce.uniforms(0, step, range(len(x)), cfg.max_new)
-        answers = reinforce.sample(reinforce.sampling_copy(policy), x, drawn, NO_EOS)
+        answers = reinforce.sample(policy, x, drawn, NO_EOS)
         done(sum(map(len, answers)))
 
 
@@ -126,14 +149,13 @@ def ours_step(args, done):
     reward.frozen(reference), reward.frozen(rm)
     kept = short_prompts(cfg, tokenizer, pairs, 256)
     x = [reward.encode_prompt(tokenizer, p.messages) for p in kept]
-    train, training = reinforce.policy_gradient, {}
+    train, training, tokens = reinforce.policy_gradient, {}, count_tokens()
 
     def watched(policy, prompts, answers, *rest):
-        began = time.perf_counter()
+        tokens[0], began = 0, time.perf_counter()
         result = train(policy, prompts, answers, *rest)
-        new = sum(map(len, answers))
         training["seconds"] = time.perf_counter() - began
-        training["flops"] = training_flops(policy, sum(map(len, prompts)) + new, new)
+        training["flops"] = training_flops(policy, tokens[0], sum(map(len, answers)))
         return result
 
     reinforce.policy_gradient = watched
@@ -164,13 +186,14 @@ def ours_reward(args, done):
     cfg, tokenizer, sft, pairs = load(args)
     with contextlib.redirect_stdout(sys.stderr):
         encoded = reward.encode_pairs(tokenizer, pairs[:args.pairs], cfg, "benchmark")
-    tokens = sum(len(w) + len(l) for w, l, _ in encoded)
-    once = tokens - sum(reward.shared(w, l) for w, l, _ in encoded)
+    tokens = count_tokens()
     while True:
-        model = scorer(cfg, sft)
+        model, tokens[0] = scorer(cfg, sft), 0
         began = time.perf_counter()
         reward.train_reward_model(model, encoded, cfg)
-        done(tokens, training_flops(model, once, 0), time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        done(sum(len(w) + len(l) for w, l, _ in encoded), training_flops(model, tokens[0], 0),
+             seconds)
 
 
 def trl_reward(args, done):
@@ -213,6 +236,106 @@ class OnStep(TrainerCallback):
             self.done(None)
 
 
+# ----- this project alone -----
+
+GRID = [("135M", 8, 64), ("135M", 16, 64), ("135M", 32, 64), ("135M", 64, 64), ("135M", 16, 32),
+        ("135M", 16, 128), ("360M", 16, 64)]  # model, batch, tokens of an answer
+WIDER = dict(hidden_size=960, intermediate_size=2560, num_hidden_layers=32, num_attention_heads=15,
+             num_key_value_heads=5)           # the shape of SmolLM2-360M, with random weights
+
+
+def step_models(cfg, sft, size):
+    if size == "135M":
+        return causal(cfg, sft), causal(cfg, sft), scorer(cfg, sft)
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(sft, **WIDER)
+    policy = AutoModelForCausalLM.from_config(config).to(cfg.device).eval()
+    config.num_labels, config.pad_token_id = 1, reward.PAD_ID
+    return policy, copy.deepcopy(policy), (
+        AutoModelForSequenceClassification.from_config(config).to(cfg.device).eval())
+
+
+def parts(args):
+    """A row for each setting of GRID: seconds by part, and what the matrix products alone need."""
+    reward.keep_freed_memory()
+    tokens, times, flops = count_tokens(), {}, {}
+
+    def timed(name, head, passes):
+        part = getattr(reinforce, name)
+
+        def run(model, *rest):
+            tokens[0], began = 0, time.perf_counter()
+            result = part(model, *rest)
+            times.setdefault(name, []).append(time.perf_counter() - began)
+            new, more = args.batch * args.max_new, args.batch * (args.max_new - 1)
+            trunk = tokens[0] + more * (name == "sample")
+            flops[name] = training_flops(model, trunk, new * head) * passes / 3
+            return result
+        setattr(reinforce, name, run)
+
+    names = {"sample": (1, 1), "score_all": (0, 1), "sequence_logprobs": (1, 1),
+             "policy_gradient": (1, 3)}
+    for name, (head, passes) in names.items():
+        timed(name, head, passes)
+    reinforce.lay_out = lambda *x: reward.lay_out(*x)  # the counting one
+    print("| model | batch | answer | sample | score | reference | gradient | rest | step, s |"
+          " products alone, s: sample | score | reference | gradient | all | share |")
+    print("|" + "---|" * 15)
+    for size, args.batch, args.max_new in GRID:
+        times.clear()
+        cfg, tokenizer, sft, pairs = load(args)
+        policy, reference, rm = step_models(cfg, sft, size)
+        reward.frozen(reference), reward.frozen(rm)
+        x = [reward.encode_prompt(tokenizer, p.messages)
+             for p in short_prompts(cfg, tokenizer, pairs, 256)]
+        steps = args.repeats + 1
+        ends, limits = [time.perf_counter()], []
+
+        def log(_):
+            ends.append(time.perf_counter())
+            limits.append(matmul_speed(args.device))
+            ends[-1:] = [ends[-1], time.perf_counter()]
+
+        reinforce.train_policy(policy, reference, rm, x, range(len(x)),
+                               dataclasses.replace(cfg, steps=steps), 1.0,
+                               (0.0, torch.ones(1)), NO_EOS, log)
+        whole = statistics.median(ends[i + 1] - ends[i] for i in range(2, 2 * steps, 2))
+        spent = [statistics.median(times[n][1:]) for n in names]
+        least = [flops[n] / 1e9 / statistics.median(limits) for n in names]
+        print(f"| {size} | {args.batch} | {args.max_new} | "
+              + " | ".join(f"{v:.2f}" for v in (*spent, whole - sum(spent), whole, *least,
+                                                sum(least)))
+              + f" | {sum(least) / whole:.0%} |", flush=True)
+
+
+def precision(args):
+    """Scores of SFT answers and their reference log-probs in bfloat16 against float32."""
+    args.max_new, args.max_prompt = 48, 128
+    cfg, tokenizer, sft, _ = load(args)
+    with contextlib.redirect_stdout(sys.stderr):
+        _, val, _ = reward.load_pairs(cfg)
+        x, keys = reinforce.usable_prompts(tokenizer, val, cfg, "prompts")
+    policy = causal(cfg, sft)
+    y = reinforce.answer_all(policy, x, keys, 0, 0, cfg, tokenizer.eos_token_id, None)
+    texts = [p + a for p, a in zip(x, y)]
+
+    def tell(what, exact, rough):
+        error = rough - exact
+        print(f"{what}: {len(x)} answers, spread {exact.std():.3f}; bfloat16 off by rms "
+              f"{error.pow(2).mean().sqrt():.3f}, mean {error.mean():+.3f}, at most "
+              f"{error.abs().max():.3f}")
+
+    for level in (1, 2):
+        folder = f"runs/demo_pairs-reward{level}"
+        exact, rough = (reinforce.read_scores(
+            reward.score_all(reward.load_reward_model(folder, level, c), texts, c), "mean", 0, None)
+            for c in (cfg, dataclasses.replace(cfg, precision="bf16")))
+        tell(f"score of {folder}", exact, rough)
+    exact, rough = (reinforce.sequence_logprobs(m, x, y, 8)
+                    for m in (policy, causal(cfg, sft).bfloat16()))
+    tell("log pi_ref(y|x)", exact, rough)
+
+
 # ----- the race -----
 
 def worker(args):
@@ -225,7 +348,8 @@ def worker(args):
             torch.cuda.synchronize()
             memory = torch.cuda.max_memory_allocated() / 2**30
         else:
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            status = Path("/proc/self/status").read_text()
+            memory = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 2**20
         result = {"seconds": time.perf_counter() - began, "memory_gib": memory, "tokens": tokens,
                   "share": flops / seconds / 1e9 / limit}
         print(json.dumps(result), file=answer, flush=True)
@@ -236,6 +360,10 @@ def worker(args):
         if not sys.stdin.readline():
             os._exit(0)
         limit = matmul_speed(args.device)  # again for each unit: the machine has slow minutes
+        if args.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:  # Linux: the peak of resident memory starts again, loading does not count
+            Path("/proc/self/clear_refs").write_text("5")
         began = time.perf_counter()
 
     wait()
@@ -270,7 +398,8 @@ def race(names, args, extra):
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", nargs="?", choices=("sample", "step", "reward"))
+    parser.add_argument("task", choices=("sample", "step", "reward", "parts",
+                                                    "precision"))
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--data")
@@ -287,17 +416,18 @@ def main():
     Path(args.scratch).mkdir(parents=True, exist_ok=True)
     if args.worker:
         return worker(args)
+    if args.task in ("parts", "precision"):
+        return globals()[args.task](args)
     pairs = {"sample": ("ours_sample", "generate_sample"), "step": ("ours_step", "trl_step"),
              "reward": ("ours_reward", "trl_reward")}
-    for task in [args.task] if args.task else pairs:
-        result = race(pairs[task], args, sys.argv[1:])
-        ours, theirs = (result[n] for n in pairs[task])
-        print(task, json.dumps(result))
-        print(f"{task}: {ours['seconds']:.2f} s against {theirs['seconds']:.2f} s: ratio "
-              f"{theirs['seconds'] / ours['seconds']:.2f}; memory {ours['memory_gib']:.2f} against "
-              f"{theirs['memory_gib']:.2f} GiB" + (
-                  f"; training at {ours['share']:.0%} of the matrix-product limit"
-                  if ours["share"] else ""))
+    result = race(pairs[args.task], args, sys.argv[1:])
+    ours, theirs = (result[n] for n in pairs[args.task])
+    print(args.task, json.dumps(result))
+    print(f"{args.task}: {ours['seconds']:.2f} s against {theirs['seconds']:.2f} s: ratio "
+          f"{theirs['seconds'] / ours['seconds']:.2f}; memory {ours['memory_gib']:.2f} against "
+          f"{theirs['memory_gib']:.2f} GiB" + (
+              f"; training at {ours['share']:.0%} of the matrix-product limit"
+              if ours["share"] else ""))
 
 
 if __name__ == "__main__":
