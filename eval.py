@@ -25,7 +25,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from reinforce import (EVAL_STEP, READOUTS, answer_all, compare, read_scores, sequence_logprobs,
                        usable_prompts)
 from reward import (SFT_MODEL, InputError, check_base, check_settings, find_sft, load_pairs,
-                    load_reward_model, parse_config, run_cli, score_all, setting)
+                    load_model, load_reward_model, parse_config, run_cli, score_all, setting,
+                    write_whole)
 
 
 @dataclass(frozen=True)
@@ -177,18 +178,15 @@ def main():
     sft, sft_source = find_sft(cfg)
     for folder in (*filter(None, policies.values()), *cfg.rewards):
         check_base(folder, sft_source)
-    rms = {Path(folder).name: load_reward_model(folder, None, cfg) for folder in cfg.rewards}
     tokenizer = AutoTokenizer.from_pretrained(sft)
+    rms = {Path(folder).name: load_reward_model(folder, None, cfg, tokenizer)
+           for folder in cfg.rewards}
     prompts, keys = usable_prompts(tokenizer, val, cfg, "evaluation")
     prompts, keys = prompts[:cfg.eval_prompts], keys[:cfg.eval_prompts]
-
-    def load(folder):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        return model.to(cfg.device).eval()
-
-    reference, statistics, answers = load(sft), {}, {}
+    reference, statistics, answers = load_model(AutoModelForCausalLM, sft, cfg.device), {}, {}
     for name, folder in policies.items():
-        policy = load(Path(folder) / "model") if folder else reference
+        policy = load_model(AutoModelForCausalLM, Path(folder) / "model", cfg.device,
+                            like=tokenizer) if folder else reference
         statistics[name], answers[name] = evaluate_policy(
             policy, reference, prompts, keys, cfg, tokenizer.eos_token_id, name)
     scores = {rm: score_policies(model, prompts, answers, cfg, rm) for rm, model in rms.items()}
@@ -201,7 +199,7 @@ def main():
               "scores": {rm: {name: x.tolist() for name, x in s.items()}
                          for rm, s in scores.items()}}
     Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(cfg.out + ".json").write_text(json.dumps(result))
+    write_whole(cfg.out + ".json", json.dumps(result))
     print(f"\n{len(prompts)} held-out prompts, seeds {cfg.seeds}; all scores: {cfg.out}.json\n")
     print(markdown(result))
     if cfg.plot:

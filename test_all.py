@@ -11,11 +11,15 @@ import inspect
 import itertools
 import json
 import math
+import os
+import pickle
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import zipfile
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +27,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer,
                           LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config,
@@ -330,7 +337,7 @@ def test_micro_batches_of_pairs_change_nothing(reward_model, tokenizer):
 
 
 TREE = [[1, 5, 7, 9, 2], [1, 5, 8, 2], [1, 6, 6, 2], [1, 6], [3], [4, 4, 4], [1, 5, 7, 9, 2],
-        [1, 5, 7, 7, 7, 7, 7, 9], [1, 5, 7, 7, 7, 8, 8, 8], [1, 6, 6, 2, 9]]  # shared, twice, inside
+        [1, 5, 7, 7, 7, 7, 7, 9], [1, 5, 7, 7, 7, 8, 8, 8], [1, 6, 6, 2, 9]]  # shared, equal
 
 
 @pytest.mark.parametrize("one_row", (True, False))
@@ -618,6 +625,12 @@ def test_baseline_series_by_hand():
     assert none.value == 0.0
 
 
+def train(policy, reference, prompts, cfg, log, unit, first_reward):
+    state = reinforce.fresh_state(cfg, unit, first_reward, [0.0])
+    reinforce.train_policy(policy, torch.optim.Adam(policy.parameters()), reference, None, prompts,
+                           list(range(len(prompts))), cfg, EOS, state, log)
+
+
 def test_a_toy_reward_rises(sft):
     """REINFORCE with a known reward (the share of tokens under 130) finds it: the loop as it is."""
     policy, reference = (AutoModelForCausalLM.from_pretrained(sft).eval() for _ in range(2))
@@ -629,8 +642,7 @@ def test_a_toy_reward_rises(sft):
         return torch.tensor([[sum(t < 130 for t in ids[-6:]) / 6] for ids in texts])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reinforce, "score_all", share)
-        reinforce.train_policy(policy, reference, None, prompts, list(range(40)), cfg, 0.2,
-                               (2.5, torch.zeros(1)), EOS, log.append)
+        train(policy, reference, prompts, cfg, log.append, 0.2, 2.5)
     first, last = (np.mean([m["score"] for m in part]) for part in (log[:5], log[-5:]))
     assert last > first + 0.3, (first, last)
     assert log[-1]["kl"] > 0 and all(math.isfinite(v) for m in log for v in m.values())
@@ -651,8 +663,7 @@ def test_loop_uses_the_baseline_before_updating_it_and_the_kl_shaped_reward(sft,
                         lambda rm, texts, cfg: torch.tensor([[float(sum(t))] for t in texts]))
     cfg = config(ReinforceConfig, level=1, steps=4, batch=4, max_new=5, lr=1e-2, beta=0.5,
                  decay=0.8, eos_penalty=2.0)
-    reinforce.train_policy(policy, reference, None, prompts, list(range(8)), cfg, 50.0,
-                           (3.0, torch.zeros(1)), EOS, log.append)
+    train(policy, reference, prompts, cfg, log.append, 50.0, 3.0)
     b = 3.0
     for (score, baseline), m in zip(used, log):
         assert baseline == pytest.approx(b) and m["baseline"] == pytest.approx(b)
@@ -662,16 +673,102 @@ def test_loop_uses_the_baseline_before_updating_it_and_the_kl_shaped_reward(sft,
     assert abs(log[-1]["kl"]) > 1e-3
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights(sft, monkeypatch):
+def test_numbers_that_are_not_finite_reach_neither_weights_nor_averages(sft, monkeypatch, capsys):
+    """A bad score in steps 1 and 2 skips them; from step 4 on all are bad, and the run ends."""
     policy, reference = (AutoModelForCausalLM.from_pretrained(sft).eval() for _ in range(2))
-    monkeypatch.setattr(reinforce, "score_all",
-                        lambda rm, texts, cfg: torch.full((len(texts), 1), math.nan))
-    cfg = config(ReinforceConfig, level=1, steps=2, batch=4, max_new=5)
-    before = [p.clone() for p in policy.parameters()]
-    with pytest.raises(InputError, match="step 0: the gradient norm is nan.*lower --lr"):
-        reinforce.train_policy(policy, reference, None, [[1, 60 + i] for i in range(8)],
-                               list(range(8)), cfg, 1.0, (0.0, torch.zeros(1)), EOS, print)
-    assert all(torch.equal(p, q) for p, q in zip(before, policy.parameters()))
+    log, weights, count = [], [], itertools.count()
+
+    def scores(rm, texts, cfg):
+        step, value = next(count), torch.ones(len(texts), 1)
+        if step in (1, 2) or step > 3:
+            value[step % 2] = math.inf if step == 1 else math.nan
+        return value * torch.arange(1.0, 5.0)[:, None]
+
+    def note(metrics):
+        log.append(metrics)
+        weights.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
+    monkeypatch.setattr(reinforce, "score_all", scores)
+    cfg = config(ReinforceConfig, level=1, steps=20, batch=4, max_new=5)
+    with pytest.raises(InputError, match="step 8: 5 steps in a row .*norm nan.*lower --lr"):
+        train(policy, reference, [[1, 60 + i] for i in range(8)], cfg, note, 1.0, 0.0)
+    assert [m["skipped"] for m in log] == [0, 1, 1, 0, 1, 1, 1, 1, 1]
+    assert [len(m.get("prompts", [])) for m in log] == [0, 1, 1, 0, 1, 1, 1, 1, 1]
+    assert log[1]["reward"] is None and json.dumps(log, allow_nan=False)
+    assert torch.equal(weights[0], weights[2]) and torch.equal(weights[3], weights[8])
+    assert not torch.equal(weights[2], weights[3]) and weights[8].isfinite().all()
+    assert log[1]["baseline"] == log[2]["baseline"] == log[3]["baseline"] == pytest.approx(
+        0.1 * log[0]["reward"])
+    assert "warning: step 1: skipped, a number is not finite" in capsys.readouterr().err
+
+
+def test_a_reward_model_skips_and_ends_on_numbers_that_are_not_finite(reward_model, tokenizer,
+                                                                      monkeypatch, capsys):
+    encoded = encode_pairs(tokenizer, [to_pair(r, "") for r in toy_pairs(24)], config(), "toy")
+    true_loss, count = reward.pair_loss, itertools.count()
+
+    def loss(*args):
+        bad = next(count) == 1 or always
+        return true_loss(*args) * (math.nan if bad else 1)
+    monkeypatch.setattr(reward, "pair_loss", loss)
+    model, always = reward_model(10), False
+    losses = train_reward_model(model, encoded, config(rm_batch=4, rm_lr=1e-3))
+    assert [math.isnan(x) for x in losses] == [False, True, False, False, False, False]
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert "update 1 skipped: loss nan" in capsys.readouterr().err
+    always, before = True, [p.clone() for p in model.parameters()]
+    with pytest.raises(InputError, match="update 4: .*5 updates in a row; lower --rm_lr"):
+        train_reward_model(model, encoded, config(rm_batch=4, rm_lr=1e-3))
+    assert all(torch.equal(p, q) for p, q in zip(before, model.parameters()))
+
+
+def test_silent_non_learning_is_made_loud():
+    healthy = {"grad_norm": 1.0, "advantage_sd": 1.0, "kl": 2.0, "ended": 0.5}
+    assert reinforce.warnings_of(healthy) == []
+    for change, word in (({"grad_norm": 0.0}, "gradient is 0"), ({"kl": 10.5}, "KL is over 10"),
+                         ({"advantage_sd": 0.0}, "same reward"), ({"ended": 0.05}, "tenth")):
+        text, = reinforce.warnings_of(healthy | change)
+        assert word in text
+
+
+def test_a_reward_model_that_scores_prompts_only_is_called_so(capsys):
+    def answer_and_score(x, k, step, what):
+        return [[5, EOS]] * len(x), torch.arange(float(len(x)))[:, None] + 1e-3 * (step % 2)
+    cfg = config(ReinforceConfig, level=1, calibration=20)
+    state = reinforce.calibrate(answer_and_score, [[1]] * 30, range(30), cfg, EOS, "rm")
+    out, err = capsys.readouterr()
+    assert "barely differ among answers to one prompt" in err and "20 SFT answers" in out
+    raw = torch.arange(10.0).repeat(2)
+    assert state["unit"] == pytest.approx(raw.std().item(), rel=1e-3)
+    assert state["baseline"]["value"] == pytest.approx(4.5 / state["unit"], rel=1e-3)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(monkeypatch, capsys):
+    """Memory runs out in the middle of the second micro-batch: what was added so far is undone."""
+    results, true_logprobs = [], reinforce.token_logprobs
+    for most in (8, 2):
+        policy, calls = tiny_llama(scale=2.0), itertools.count()
+
+        def logprobs(model, prompts, answers):
+            logp = true_logprobs(model, prompts, answers)
+            if len(prompts) > most and next(calls) == 1:
+                logp.sum().backward()  # as much as a backward pass may have done
+                raise torch.OutOfMemoryError
+            return logp
+        monkeypatch.setattr(reinforce, "token_logprobs", logprobs)
+        cfg = config(ReinforceConfig, level=1, micro_batch=4)
+
+        def work(n):
+            return policy_gradient(policy, PROMPTS * 2, ANSWERS * 2, torch.arange(8.0),
+                                   torch.zeros(8), 0.5, replace(cfg, micro_batch=n))
+        _, size = reward.within_memory(work, 4, policy.zero_grad)
+        results.append(flat_grad(policy))
+    assert size == 2 and "micro-batches of 2 from now on" in capsys.readouterr().out
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+    def never(size):
+        raise torch.OutOfMemoryError
+    with pytest.raises(InputError, match="out of GPU memory with micro-batches of 1; lower"):
+        reward.within_memory(never, 4)
 
 
 def test_no_prompt_comes_twice_in_a_batch_or_an_epoch():
@@ -814,6 +911,204 @@ def test_malformed_data_is_one_clear_error(tmp_path, content, message):
         load_pairs(config(data=(str(path),)))
 
 
+TEXT = st.one_of(st.text(max_size=20), st.lists(st.sampled_from(
+    ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|im_", "end|>", "<", "|", "\n", "assistant\n",
+     "user", " ", "\0", "\x1b[2J", "\ud800", "é", "<extra_id_1>Assistant\n", "{{ 1/0 }}"]),
+    max_size=8).map("".join))
+JSON = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXT),
+                    lambda x: st.lists(x, max_size=3) | st.dictionaries(TEXT, x, max_size=3),
+                    max_leaves=6)
+MESSAGE = st.one_of(JSON, st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "system", "tool", "user<|im_end|>", 5]),
+     "content": TEXT | JSON}))
+RATING = st.one_of(st.floats(), st.integers(), st.integers().map(lambda i: 10**400), JSON)
+ROW = st.one_of(JSON, st.fixed_dictionaries(
+    {}, optional={"prompt": TEXT | st.lists(MESSAGE, max_size=3) | JSON,
+                  "chosen": TEXT | st.lists(MESSAGE, max_size=2) | JSON,
+                  "rejected": TEXT | st.lists(MESSAGE, max_size=2) | JSON,
+                  "chosen_rating": RATING, "rejected_score": RATING, "more": JSON}),
+    st.fixed_dictionaries({"prompt": TEXT | st.lists(MESSAGE, max_size=2), "chosen": TEXT,
+                           "rejected": TEXT}, optional={"chosen_score": RATING}))
+
+
+def is_text(x):
+    return isinstance(x, str) and not re.search("[\ud800-\udfff]", x)
+
+
+def is_pair(row):
+    """The schema, written down a second time: an independent word on what may be accepted."""
+    def message(m):
+        return (isinstance(m, dict) and m.get("role") in ("user", "assistant", "system")
+                and is_text(m.get("content")))
+
+    def answer(a):
+        return is_text(a) or (isinstance(a, list) and len(a) and isinstance(a[-1], dict)
+                              and is_text(a[-1].get("content")))
+
+    def rating(r):
+        return r is None or (type(r) in (int, float) and abs(r) < 1e308 or r != r)
+    return (isinstance(row, dict) and {"prompt", "chosen", "rejected"} <= row.keys()
+            and (is_text(row["prompt"]) or isinstance(row["prompt"], list)
+                 and all(map(message, row["prompt"])))
+            and answer(row["chosen"]) and answer(row["rejected"])
+            and all(rating(row.get(f"{s}_rating", row.get(f"{s}_score")))
+                    for s in ("chosen", "rejected")))
+
+
+def many(n):
+    return settings(max_examples=n, deadline=None, derandomize=True, database=None,
+                    suppress_health_check=list(HealthCheck))
+
+
+@many(4000)
+@given(row=ROW, as_line=st.booleans())
+def test_any_row_is_a_pair_that_encodes_or_one_clear_line(row, as_line, tokenizer):
+    try:
+        pair = to_pair(json.dumps(row) if as_line else row, "file.jsonl, row 7")
+    except InputError as error:
+        assert str(error).startswith("file.jsonl, row 7 is no preference pair (")
+        assert str(error).isprintable() and len(str(error)) < 400 and not is_pair(row)
+        return
+    assert is_pair(row), row
+    assert 0 <= pair.key < 2**32
+    if not pair.messages:  # load_pairs drops and counts it
+        return
+    prompt = encode_prompt(tokenizer, pair.messages)
+    assert prompt.count(EOS) == len(pair.messages)  # each turn is ended once, by the template
+    assert prompt.count(1) == len(pair.messages) + 1 and 0 not in prompt
+    assert tokenizer.decode(prompt).count("<|im_start|>") == len(pair.messages) + 1
+    try:
+        encoded = encode_pairs(tokenizer, [pair], config(max_len=4000), "test")
+    except InputError as error:
+        assert "no pair is left" in str(error)
+        return
+    for text in encoded[0][:2]:
+        assert text[:len(prompt)] == prompt and EOS not in text[len(prompt):-1] and text[-1] == EOS
+
+
+@many(1000)
+@given(content=st.one_of(
+    st.binary(max_size=60), JSON.map(lambda x: json.dumps(x).encode()),
+    st.lists(ROW, max_size=3).map(lambda x: json.dumps(x).encode()),
+    st.lists(ROW, max_size=3).map(lambda x: "\n".join(map(json.dumps, x + toy_pairs())).encode()),
+    st.lists(ROW, max_size=3).map(lambda x: json.dumps(toy_pairs() + x).encode()),
+    st.tuples(st.integers(0, 3000), st.sampled_from([b"", b"\xff", b"{", b"\0"])).map(
+        lambda cut: "\n".join(map(json.dumps, toy_pairs())).encode()[:cut[0]] + cut[1])),
+    suffix=st.sampled_from([".jsonl", ".json"]))
+def test_any_file_gives_pairs_or_one_clear_line(content, suffix, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / f"any{suffix}"
+    path.write_bytes(content)
+    try:
+        train, val, _ = load_pairs(config(data=(str(path),)))
+    except InputError as error:
+        assert str(path) in str(error) and str(error).isprintable()
+        return
+    rows = content.decode("utf-8-sig")
+    rows = json.loads(rows) if suffix == ".json" else [
+        json.loads(line) for line in rows.split("\n") if line.strip()]
+    assert all(map(is_pair, rows)) and train and val and len(train) + len(val) <= len(rows)
+
+
+@many(40)
+@given(content=st.one_of(st.binary(max_size=60), st.just(b"PAR1" * 8)))
+def test_a_broken_parquet_file_is_one_clear_line(content, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "any.parquet"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="any.parquet.*(cannot be read|no preference pair|0 tra)"):
+        load_pairs(config(data=(str(path),)))
+
+
+def test_folders_and_files_that_are_not_there_are_one_clear_line(tmp_path):
+    for suffix in (".jsonl", ".json", ".parquet"):
+        (tmp_path / f"folder{suffix}").mkdir()
+        for name in ("folder", "missing"):
+            with pytest.raises(InputError, match=f"{name}{suffix} cannot be read"):
+                load_pairs(config(data=(str(tmp_path / f"{name}{suffix}"),)))
+
+
+@many(200)
+@given(field=st.sampled_from([f for f in fields(ReinforceConfig) if f.type in (int, float)]),
+       value=st.one_of(st.integers(), st.floats()))
+def test_any_number_is_within_the_limits_of_its_setting_or_refused(field, value):
+    flag = [f"--{field.name}={value}"]
+    try:
+        cfg = reward.parse_config(ReinforceConfig, "", [*flag, "--device", "cpu"])
+    except InputError as error:
+        assert f"{field.name} is " in str(error)
+    except SystemExit as stop:
+        assert stop.code == 2
+        assert field.type is int and isinstance(value, float) or field.metadata["choices"]
+    else:
+        got = getattr(cfg, field.name)
+        assert field.metadata["least"] <= got <= field.metadata["most"]
+        assert got == value or field.type is float and got == pytest.approx(value)
+        assert type(got) is field.type and math.isfinite(got)
+
+
+def break_model(folder, fault, cut=0.5):
+    weights, settings_file = folder / "model.safetensors", folder / "config.json"
+    tensors = load_file(weights)
+    record = json.loads(settings_file.read_text())
+    if fault == "cut":
+        weights.write_bytes(weights.read_bytes()[:int(cut * weights.stat().st_size)])
+    elif fault == "gone":
+        weights.unlink()
+    elif fault == "nan":
+        tensors["model.norm.weight"][3] = math.nan
+    elif fault == "no head":
+        del tensors["score.weight"]
+    elif fault == "labels":
+        settings_file.write_text(json.dumps(record | {"id2label": {i: str(i) for i in range(4)}}))
+        tensors["score.weight"] = tensors["score.weight"][:4]
+    elif fault == "garbage":
+        settings_file.write_text("{")
+    elif fault == "vocabulary":
+        words = json.loads((folder / "tokenizer.json").read_text())
+        words["model"]["vocab"] = {k: (v + 7) % 259 for k, v in words["model"]["vocab"].items()}
+        (folder / "tokenizer.json").write_text(json.dumps(words))
+    if fault in ("nan", "no head", "labels"):
+        save_file(tensors, weights, {"format": "pt"})
+
+
+@pytest.mark.parametrize("fault,message", [
+    ("cut", "no model that can be loaded"), ("gone", "no model that can be loaded"),
+    ("nan", "1 not finite, such as model.norm.weight"), ("garbage", "no model that can be loaded"),
+    ("no head", "1 weights are missing or of another shape.*score.weight"),
+    ("labels", "has 4 labels, level 2 needs 10"), ("vocabulary", "another vocabulary")])
+def test_a_damaged_or_foreign_model_is_one_clear_line(fault, message, reward_model, tokenizer,
+                                                      tmp_path):
+    reward_model(10).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    reward.load_reward_model(tmp_path, 2, config(), tokenizer)
+    break_model(tmp_path / "model", fault)
+    with pytest.raises(InputError, match=message):
+        reward.load_reward_model(tmp_path, 2, config(), tokenizer)
+
+
+@many(40)
+@given(cut=st.floats(0, 0.999))
+def test_weights_cut_anywhere_are_refused(cut, tmp_path_factory, sft):
+    folder = tmp_path_factory.getbasetemp() / "cut"
+    shutil.copytree(sft, folder, dirs_exist_ok=True)
+    break_model(folder, "cut", cut)
+    with pytest.raises(InputError, match="no model that can be loaded"):
+        reward.load_model(AutoModelForCausalLM, folder, "cpu")
+
+
+def test_what_nobody_foresaw_is_one_line_too_and_debug_shows_it(monkeypatch, capsys):
+    def main():
+        raise ZeroDivisionError("first line\nsecond line")
+    monkeypatch.setattr(sys, "argv", ["script"])
+    with pytest.raises(SystemExit) as stop:
+        reward.run_cli(main)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == ("error: ZeroDivisionError: first line "
+                                       "(--debug shows where)\n")
+    monkeypatch.setattr(sys, "argv", ["script", "--debug"])
+    with pytest.raises(ZeroDivisionError):
+        reward.run_cli(main)
+
+
 @pytest.mark.parametrize("changes,message", [
     ({"level": 3}, r"level is 3; choose one of \(1, 2\)"),
     ({"rm_lr": -1.0}, "rm_lr is -1.0; give a number in 0.."),
@@ -948,6 +1243,68 @@ def test_same_seed_same_bits_and_a_finished_run_is_recognised(run, sft, toy_file
     assert "finished before: held-out reward" in run(reinforce, *tiny_budget("a"), *extra)
     with pytest.raises(InputError, match="seed 0 there, 5 here"):
         run(reinforce, *tiny_budget("a"), *extra, "--seed", "5")
+
+
+@pytest.mark.parametrize("where,number", [
+    ("pair_gradient", signal.SIGINT), ("policy_gradient", signal.SIGTERM),
+    ("answer_all", signal.SIGINT)])
+def test_a_stopped_run_goes_on_to_the_same_bits(run, tmp_path, monkeypatch, where, number):
+    """A signal within the reward model's 3rd update, or the 2nd step, ends it and saves; one in the
+    last evaluation breaks off. The same command then ends as an unbroken run does, bit for bit."""
+    budget = ("--save_every", "2", "--level", "2", "--readout", "win", "--steps", "5")
+    run(reinforce, *tiny_budget("whole"), *budget)
+    module, when = (reward, 3) if where == "pair_gradient" else (reinforce, 2)
+    when = 4 if where == "answer_all" else when  # calibration takes two, evaluation two
+    true_work, count = getattr(module, where), itertools.count(1)
+
+    def work(*args):
+        if next(count) == when:
+            os.kill(os.getpid(), number)
+        return true_work(*args)
+    monkeypatch.setattr(module, where, work)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        run(reinforce, *tiny_budget("broken"), *budget)
+    said = {"pair_gradient": "after update 3 of", "policy_gradient": "after step 2 of 5, saved",
+            "answer_all": ""}
+    assert said[where] in str(stop.value)
+    monkeypatch.setattr(module, where, true_work)
+    if where != "pair_gradient":
+        with pytest.raises(InputError, match="broken holds another run .*seed 0 there, 5 here"):
+            run(reinforce, *tiny_budget("broken"), *budget, "--seed", "5")
+    printed = run(reinforce, *tiny_budget("broken"), *budget)
+    if where != "pair_gradient":
+        assert f"going on after step {2 if where == 'policy_gradient' else 5} of 5" in printed
+    for name in ("{}-rm/model/model.safetensors", "{}/model/model.safetensors", "{}/samples.md"):
+        a, b = ((tmp_path / name.format(side)).read_bytes() for side in ("whole", "broken"))
+        assert a == b, name
+    logs = [[{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"}
+             for line in (tmp_path / side / "metrics.jsonl").read_text().splitlines()]
+            for side in ("whole", "broken")]
+    assert logs[0] == logs[1] and [m["step"] for m in logs[1]] == list(range(5))
+    assert not list(tmp_path.rglob("checkpoint*")) and not list(tmp_path.rglob("*.aside"))
+
+
+def test_a_damaged_checkpoint_is_refused_and_no_pickle_is_ever_read(run, tmp_path, monkeypatch):
+    def fail(*args):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(reinforce, "compare", fail)
+    with pytest.raises(KeyboardInterrupt):
+        run(reinforce, *tiny_budget("a"))
+    checkpoint = tmp_path / "a/checkpoint.safetensors"
+    content = checkpoint.read_bytes()
+    for bad in (content[:len(content) // 2], b"", pickle.dumps({"state": 1})):
+        checkpoint.write_bytes(bad)
+        with pytest.raises(InputError, match="checkpoint.safetensors cannot be read .*remove it"):
+            run(reinforce, *tiny_budget("a"))
+    source = "".join(inspect.getsource(m) for m in (reward, reinforce, evaluation))
+    assert not re.search(r"torch\.load|pickle", source)
+
+
+def test_kills_at_random_moments_and_a_full_disk_lose_nothing():
+    done = subprocess.run([sys.executable, str(HERE / "benchmarks/kill.py"), "--kills", "8"],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "8 of 8 kills survived" in done.stdout and "disk full: exit code 2" in done.stdout
 
 
 def test_two_processes_make_the_trajectory_of_one(run, sft, toy_file, tmp_path):

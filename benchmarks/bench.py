@@ -4,8 +4,9 @@
     python benchmarks/bench.py step --repeats 5
 
 Each contestant lives in a process of its own, so that its peak memory is its own (of the unit, not
-of loading), and does one unit of work when it is asked to; the contestants of a task take turns, so that a slow minute of the
-machine hits both. Same model (float32 weights), prompts, lengths, batch and micro-batch.
+of loading), and does one unit of work when it is asked to; the contestants of a task take turns, so
+that a slow minute of the machine hits both. Same model (float32 weights), prompts, lengths, batch
+and micro-batch.
 
     sample   answers of --max_new tokens (eos is not a stop here: all have equal length)
     step     one REINFORCE step: sample, score, KL, gradient, update; TRL: RLOOTrainer
@@ -142,6 +143,12 @@ def generate_sample(args, done):
         done(out[:, batch["input_ids"].shape[1]:].numel())
 
 
+def train(policy, reference, rm, x, cfg, eos_id, log):
+    optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.lr, fused=True)
+    reinforce.train_policy(policy, optimizer, reference, rm, x, range(len(x)), cfg, eos_id,
+                           reinforce.fresh_state(cfg, 1.0, 0.0, [1.0]), log)
+
+
 def ours_step(args, done):
     reward.keep_freed_memory()
     cfg, tokenizer, sft, pairs = load(args)
@@ -159,9 +166,8 @@ def ours_step(args, done):
         return result
 
     reinforce.policy_gradient = watched
-    reinforce.train_policy(
-        policy, reference, rm, x, range(len(x)), cfg, 1.0, (0.0, torch.ones(1)),
-        tokenizer.eos_token_id, lambda m: done(m["length"] * cfg.batch, **training))
+    train(policy, reference, rm, x, cfg, tokenizer.eos_token_id,
+          lambda m: done(m["length"] * cfg.batch, **training))
 
 
 def trl_step(args, done):
@@ -296,9 +302,7 @@ def parts(args):
             limits.append(matmul_speed(args.device))
             ends[-1:] = [ends[-1], time.perf_counter()]
 
-        reinforce.train_policy(policy, reference, rm, x, range(len(x)),
-                               dataclasses.replace(cfg, steps=steps), 1.0,
-                               (0.0, torch.ones(1)), NO_EOS, log)
+        train(policy, reference, rm, x, dataclasses.replace(cfg, steps=steps), NO_EOS, log)
         whole = statistics.median(ends[i + 1] - ends[i] for i in range(2, 2 * steps, 2))
         spent = [statistics.median(times[n][1:]) for n in names]
         least = [flops[n] / 1e9 / statistics.median(limits) for n in names]
