@@ -15,6 +15,7 @@ Shapes: S seeds, N prompts, K scores.
 """
 import json
 import math
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from reinforce import (EVAL_STEP, READOUTS, answer_all, compare, read_scores, se
                        usable_prompts)
 from reward import (SFT_MODEL, InputError, check_base, check_settings, find_sft, load_pairs,
                     load_model, load_reward_model, parse_config, run_cli, score_all, setting,
-                    write_whole)
+                    wilson, write_whole)
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class EvalConfig:
     precision: str = setting(None, "arithmetic of the reward model", ("fp32", "fp16", "bf16"))
     out: str = setting("runs/eval", "results go to OUT.json, pictures to OUT.png")
     plot: bool = setting(False, "draw reward against step and sqrt(KL), and the scores")
+    blind: str = setting(None, "name of a policy: write OUT.blind.md, SFT against it, sides hidden")
+    unblind: str = setting(None, "such a sheet with its verdicts filled in: print who won")
 
     __post_init__ = check_settings
 
@@ -117,6 +120,49 @@ def score_policies(rm, prompts, answers, cfg, what):
             for name, seeds in logits.items()}
 
 
+# ----- blind reading -----
+
+def write_blind(path, tokenizer, prompts, sft, aligned, rng):
+    """PATH.blind.md: each prompt with both answers, N lists of ids each, in random order and on
+    random sides, and a verdict to fill in; PATH.key.json: which side is the aligned policy's."""
+    def quoted(ids):  # so that no answer can look like a heading or a verdict
+        return "".join(f"\n> {line}" for line in tokenizer.decode(ids).strip().splitlines())
+    key, text = {}, ["# Blind reading\n\nBehind each `verdict:` write A, B or tie.\n"]
+    for number, i in enumerate(rng.permutation(len(prompts)), 1):
+        key[number] = "AB"[rng.integers(2)]
+        sides = (aligned[i], sft[i]) if key[number] == "A" else (sft[i], aligned[i])
+        parts = (("prompt", prompts[i]), *zip("AB", sides))
+        text += [f"## {number}\n", *(f"{name}:\n{quoted(ids)}\n" for name, ids in parts),
+                 "verdict:\n"]
+    write_whole(path + ".blind.md", "\n".join(text))
+    write_whole(path + ".key.json", json.dumps(key))
+
+
+def unblind(sheet):
+    """A line for a filled-in sheet: how often the aligned answer won, with Wilson's interval."""
+    try:
+        text = Path(sheet).read_text(encoding="utf-8")
+        key = json.loads(Path(sheet.replace(".blind.md", ".key.json")).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{sheet} or its key cannot be read ({error}); give OUT.blind.md, with "
+                         "OUT.key.json beside it")
+    verdicts, number = {}, None
+    for line in text.splitlines():
+        if found := re.fullmatch(r"## (\d+)", line):
+            number = found[1]
+        elif found := re.fullmatch(r"verdict: *(A|B|tie)? *", line):
+            verdicts[number] = found[1]
+    if verdicts.keys() != key.keys() or not all(verdicts.values()):
+        open_ones = [n for n in key if not verdicts.get(n)]
+        raise InputError(f"{sheet}: {len(open_ones)} of {len(key)} have no verdict A, B or tie, "
+                         f"such as {open_ones[:3]}; fill in all")
+    ties = sum(v == "tie" for v in verdicts.values())
+    wins = sum(verdicts[n] == key[n] for n in key)
+    n, (low, high) = len(key), wilson(wins + ties / 2, len(key))
+    return (f"{sheet}: aligned wins {wins}, ties {ties}, loses {n - wins - ties} of {n}: win rate "
+            f"{(wins + ties / 2) / n:.3f} [{low:.3f}, {high:.3f}]")
+
+
 # ----- report -----
 
 def markdown(result):
@@ -169,7 +215,12 @@ def plot(result, policies, path):
 
 def main():
     cfg = parse_config(EvalConfig, __doc__)
+    if cfg.unblind:
+        print(unblind(cfg.unblind))
+        return
     policies = named_policies(cfg)
+    if cfg.blind and (cfg.blind == "sft" or cfg.blind not in policies):
+        raise InputError(f"blind is {cfg.blind}; name one of {[*policies][1:]}, from --policies")
     if not cfg.rewards:
         raise InputError("no reward model is named; give --rewards FOLDER [FOLDER ...]")
     if len({Path(folder).name for folder in cfg.rewards}) < len(cfg.rewards):
@@ -194,12 +245,18 @@ def main():
             for name, y in answers.items()}                                               # (S, N)
     result = {"settings": asdict(cfg), "sft": sft_source, "data": source, "prompts": keys,
               "policies": statistics,
+              "lengths": {name: [[len(a) for a in y] for y in seeds]
+                          for name, seeds in answers.items()},
               "rewards": {rm: {name: compare(s["sft"], s[name], same[name]) for name in s}
                           for rm, s in scores.items()},
               "scores": {rm: {name: x.tolist() for name, x in s.items()}
                          for rm, s in scores.items()}}
     Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
     write_whole(cfg.out + ".json", json.dumps(result))
+    if cfg.blind:
+        write_blind(cfg.out, tokenizer, prompts, answers["sft"][0], answers[cfg.blind][0],
+                    np.random.default_rng(cfg.seeds[0]))
+        print(f"blind reading: fill in {cfg.out}.blind.md, then --unblind {cfg.out}.blind.md")
     print(f"\n{len(prompts)} held-out prompts, seeds {cfg.seeds}; all scores: {cfg.out}.json\n")
     print(markdown(result))
     if cfg.plot:

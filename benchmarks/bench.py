@@ -143,7 +143,7 @@ def generate_sample(args, done):
         done(out[:, batch["input_ids"].shape[1]:].numel())
 
 
-def train(policy, reference, rm, x, cfg, eos_id, log):
+def run_loop(policy, reference, rm, x, cfg, eos_id, log):
     optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.lr, fused=True)
     reinforce.train_policy(policy, optimizer, reference, rm, x, range(len(x)), cfg, eos_id,
                            reinforce.fresh_state(cfg, 1.0, 0.0, [1.0]), log)
@@ -166,8 +166,8 @@ def ours_step(args, done):
         return result
 
     reinforce.policy_gradient = watched
-    train(policy, reference, rm, x, cfg, tokenizer.eos_token_id,
-          lambda m: done(m["length"] * cfg.batch, **training))
+    run_loop(policy, reference, rm, x, cfg, tokenizer.eos_token_id,
+             lambda m: done(m["length"] * cfg.batch, **training))
 
 
 def trl_step(args, done):
@@ -302,7 +302,8 @@ def parts(args):
             limits.append(matmul_speed(args.device))
             ends[-1:] = [ends[-1], time.perf_counter()]
 
-        train(policy, reference, rm, x, dataclasses.replace(cfg, steps=steps), NO_EOS, log)
+        run_loop(policy, reference, rm, x, dataclasses.replace(cfg, steps=steps), NO_EOS,
+                 log)
         whole = statistics.median(ends[i + 1] - ends[i] for i in range(2, 2 * steps, 2))
         spent = [statistics.median(times[n][1:]) for n in names]
         least = [flops[n] / 1e9 / statistics.median(limits) for n in names]
