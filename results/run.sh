@@ -3,7 +3,7 @@
 # needed, also two parts at a time:
 #
 #     results/run.sh             # all; on two CPU cores about ten hours
-#     results/run.sh main1       # or some of: main1 main2 readouts models ablations controls judge
+#     results/run.sh main1       # or some of: main1 main2 readouts models ablations controls extra judge
 #
 # Runs go to runs/, and what a table needs of each (settings, metrics, verdict; no weights) to results/.
 set -euo pipefail
@@ -45,6 +45,7 @@ ablations() {  # level 1, one setting changed at a time
     for b in 0 0.1 0.3; do align "l1-beta-$b" rm1 "$s" --level 1 --beta $b; done
     for r in 1e-6 1e-5 5e-5; do align "l1-lr-$r" rm1 "$s" --level 1 --lr $r; done
     align l1-eos-0 rm1 "$s" --level 1 --eos_penalty 0
+    for n in 10 40; do align "l1-steps-$n" rm1 "$s" --level 1 --steps $n; done
   done
 }
 controls() {  # a reward model of shuffled labels: what "improvement" is there against noise?
@@ -65,6 +66,10 @@ CODE
     align l1-shuffled rm1-shuffled "$s" --level 1 --data runs/shuffled.jsonl
   done
 }
+extra() {  # best-of-n, a length prompt, the variance of the gradient
+  python results/controls.py
+  python results/variance.py
+}
 judge() {  # every policy by every reward model: those of the other seeds and level are independent of it
   for s in $seeds; do
     python eval.py --policies "l1=runs/l1-s$s" "l2=runs/l2-mean-s$s" --rewards runs/rm1-s0 runs/rm1-s1 runs/rm1-s2 \
@@ -72,6 +77,6 @@ judge() {  # every policy by every reward model: those of the other seeds and le
   done
 }
 
-for part in "${@:-main1 main2 readouts models ablations controls judge}"; do
+for part in "${@:-main1 main2 readouts models ablations controls extra judge}"; do
   for name in $part; do $name; done
 done
