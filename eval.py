@@ -21,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from reinforce import (EVAL_STEP, READOUTS, answer_all, compare, read_scores, sequence_logprobs,
                        usable_prompts)
 from reward import (SFT_MODEL, InputError, check_base, check_settings, find_sft, load_pairs,
-                    load_model, load_reward_model, parse_config, run_cli, score_all, setting,
-                    wilson, write_whole)
+                    load_model, load_reward_model, load_tokenizer, parse_config, run_cli,
+                    score_all, setting, wilson, write_whole)
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,10 @@ def named_policies(cfg):
             continue
         if name in policies:
             raise InputError(f"policy {name}: the name is taken; give another NAME=RUN")
-        if not (Path(folder) / "model").is_dir():
-            raise InputError(f"policy {name}: there is no {folder}/model; give NAME=RUN with a RUN "
-                             "that reinforce.py has finished")
+        for file in ("verdict.json", "metrics.jsonl", "model"):
+            if not (Path(folder) / file).exists():
+                raise InputError(f"policy {name}: there is no {folder}/{file}; give NAME=RUN with "
+                                 "a RUN that reinforce.py has finished")
         policies[name] = folder
     return policies
 
@@ -126,7 +127,8 @@ def write_blind(path, tokenizer, prompts, sft, aligned, rng):
     """PATH.blind.md: each prompt with both answers, N lists of ids each, in random order and on
     random sides, and a verdict to fill in; PATH.key.json: which side is the aligned policy's."""
     def quoted(ids):  # so that no answer can look like a heading or a verdict
-        return "".join(f"\n> {line}" for line in tokenizer.decode(ids).strip().splitlines())
+        text = tokenizer.decode(ids, skip_special_tokens=True)  # nor tell whether it has ended
+        return "".join(f"\n> {line}" for line in text.strip().splitlines())
     key, text = {}, ["# Blind reading\n\nBehind each `verdict:` write A, B or tie.\n"]
     for number, i in enumerate(rng.permutation(len(prompts)), 1):
         key[number] = "AB"[rng.integers(2)]
@@ -134,8 +136,8 @@ def write_blind(path, tokenizer, prompts, sft, aligned, rng):
         parts = (("prompt", prompts[i]), *zip("AB", sides))
         text += [f"## {number}\n", *(f"{name}:\n{quoted(ids)}\n" for name, ids in parts),
                  "verdict:\n"]
-    write_whole(path + ".blind.md", "\n".join(text))
     write_whole(path + ".key.json", json.dumps(key))
+    write_whole(path + ".blind.md", "\n".join(text))
 
 
 def unblind(sheet):
@@ -143,6 +145,8 @@ def unblind(sheet):
     try:
         text = Path(sheet).read_text(encoding="utf-8")
         key = json.loads(Path(sheet.replace(".blind.md", ".key.json")).read_text())
+        if not (isinstance(key, dict) and key and set(key.values()) <= {"A", "B"}):
+            raise ValueError("the key is no table of A and B")
     except (OSError, ValueError) as error:
         raise InputError(f"{sheet} or its key cannot be read ({error}); give OUT.blind.md, with "
                          "OUT.key.json beside it")
@@ -150,7 +154,13 @@ def unblind(sheet):
     for line in text.splitlines():
         if found := re.fullmatch(r"## (\d+)", line):
             number = found[1]
-        elif found := re.fullmatch(r"verdict: *(A|B|tie)? *", line):
+            if number in verdicts or number not in key:
+                raise InputError(f"{sheet}: ## {number} comes twice or is not in the key; give the "
+                                 "sheet as it was written, with verdicts filled in")
+            verdicts[number] = None
+        elif (found := re.fullmatch(r"verdict: *(A|B|tie) *", line)) and number:
+            if verdicts[number]:
+                raise InputError(f"{sheet}: ## {number} has two verdicts; leave one")
             verdicts[number] = found[1]
     if verdicts.keys() != key.keys() or not all(verdicts.values()):
         open_ones = [n for n in key if not verdicts.get(n)]
@@ -196,7 +206,7 @@ def plot(result, policies, path):
         line, dot = ("-", "--", ":", "-.")[i % 4], "os^v"[i % 4]
         if folder:
             lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-            log = [json.loads(line) for line in lines]
+            log = [m for line in lines if not (m := json.loads(line)).get("skipped")]
             reward = [m["reward"] for m in log]
             axes[0].plot([m["step"] for m in log], reward, linestyle=line, **look)
             axes[1].plot([math.sqrt(max(0, m["kl"])) for m in log], reward, dot, **look)
@@ -219,6 +229,10 @@ def main():
         print(unblind(cfg.unblind))
         return
     policies = named_policies(cfg)
+    if min(cfg.seeds) < 0 or len(set(cfg.seeds)) < len(cfg.seeds):
+        raise InputError(f"seeds are {cfg.seeds}; give different numbers from 0 up")
+    if cfg.blind and Path(cfg.out + ".blind.md").exists():
+        raise InputError(f"{cfg.out}.blind.md is there, perhaps filled in; give another --out")
     if cfg.blind and (cfg.blind == "sft" or cfg.blind not in policies):
         raise InputError(f"blind is {cfg.blind}; name one of {[*policies][1:]}, from --policies")
     if not cfg.rewards:
@@ -229,7 +243,7 @@ def main():
     sft, sft_source = find_sft(cfg)
     for folder in (*filter(None, policies.values()), *cfg.rewards):
         check_base(folder, sft_source)
-    tokenizer = AutoTokenizer.from_pretrained(sft)
+    tokenizer = load_tokenizer(sft)
     rms = {Path(folder).name: load_reward_model(folder, None, cfg, tokenizer)
            for folder in cfg.rewards}
     prompts, keys = usable_prompts(tokenizer, val, cfg, "evaluation")

@@ -39,12 +39,12 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from reward import (SKIP_LIMIT, InputError, RewardConfig, claim_folder, encode_prompt, find_sft,
                     from_first, frozen, get_reward_model, lay_out, load_checkpoint, load_model,
-                    load_pairs, pack_linears, parse_config, process, run_cli, run_folder,
-                    run_layout, save_checkpoint, save_model, score_all, setting, share,
+                    load_pairs, load_tokenizer, pack_linears, parse_config, process, run_cli,
+                    run_folder, run_layout, save_checkpoint, save_model, score_all, setting, share,
                     sum_gradients, text_states, together, whole_steps, wilson, within_memory,
                     write_whole)
 
@@ -223,6 +223,9 @@ def sample(policy, prompts, uniform, eos_id):
         ids.copy_(torch.searchsorted(cdf, u, right=True).clamp(max=cdf.shape[1] - 1))
         answers[rows, t] = ids[:, 0]
         if t % 8 == 7:  # now and then, look which rows go on
+            if not cdf[:, -1].isfinite().all():
+                raise InputError("the policy's logits are not finite; on a GPU, where float16 may "
+                                 "have overflowed, give --device cpu")
             going = (answers[rows, :t + 1] != eos_id).all(1)
             if not going.any():
                 break
@@ -398,7 +401,7 @@ def train_policy(policy, optimizer, reference, rm, prompts, keys, cfg, eos_id, s
             stop = stopped()
             if stop or (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
                 save()
-            if stop:
+            if stop or stopped():  # it may have come while saving
                 raise KeyboardInterrupt(f"after step {step + 1} of {cfg.steps}, saved; the same "
                                         "command goes on")
 
@@ -505,11 +508,13 @@ def main():
     out = Path(cfg.out or run_folder(source, f"level{cfg.level}"))
     print(f"SFT model: {sft_source}\nsettings:",
           ", ".join(f"{k} {v}" for k, v in asdict(cfg).items() if v not in (None, ())))
+    if cfg.rm and Path(cfg.rm).resolve() == out.resolve():
+        raise InputError(f"out and rm are both {out}; name two folders")
     if from_first(lambda: claim_folder(out, "verdict.json", asdict(cfg), sft_source=sft_source,
                                        data_source=source)):
         print("finished before:", verdict_line(json.loads((out / "verdict.json").read_text())))
         return
-    tokenizer = AutoTokenizer.from_pretrained(sft)
+    tokenizer = load_tokenizer(sft)
     eos = tokenizer.eos_token_id
     prompts, keys = usable_prompts(tokenizer, train, cfg, "REINFORCE")
     held_out = [x[:cfg.eval_prompts] for x in usable_prompts(tokenizer, val, cfg, "evaluation")]
@@ -521,6 +526,10 @@ def main():
     rm, rm_folder = get_reward_model(cfg, sft, sft_source, train, val, source, reuse=True)
     policy, reference = (load_model(AutoModelForCausalLM, sft, cfg.device) for _ in range(2))
     frozen(reference)
+    most = policy.config.max_position_embeddings
+    if cfg.max_prompt + cfg.max_new > most:
+        raise InputError(f"max_prompt {cfg.max_prompt} and max_new {cfg.max_new} are more than the "
+                         f"{most} tokens the SFT model was made for; lower one")
     optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.lr, fused=True)
     checkpoint, first = out / "checkpoint.safetensors", process()[0] == 0  # `first` writes
     state = load_checkpoint(checkpoint, policy, optimizer)
@@ -539,6 +548,9 @@ def main():
         print(f"{checkpoint}: going on after step {state['step']} of {cfg.steps}")
     path = out / "metrics.jsonl" if first else os.devnull
     with open(path, "a", encoding="utf-8") as file:
+        if first and os.path.getsize(path) < state["metrics_size"]:
+            raise InputError(f"{path} is shorter than when {checkpoint} was written; put it back, "
+                             f"or remove {out} to start again")
         if first:
             file.truncate(state["metrics_size"])  # steps after the checkpoint are done again
 

@@ -31,6 +31,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+
+try:
+    import fcntl
+except ImportError:  # Windows: without locks
+    fcntl = None
 from dataclasses import dataclass, field, fields, replace
 from functools import partialmethod
 from pathlib import Path
@@ -67,7 +72,6 @@ VAL_SHARE = 0.25  # of the prompts, by a hash of their text: the same prompts on
 SCORES = 10       # level 2 scores an answer 1..10
 MIN_ANSWER = 16   # tokens of max_len that a prompt has to leave
 SKIP_LIMIT = 5    # updates in a row that may be skipped because a number is not finite
-PAD_ID = 0        # <|endoftext|>; the SFT model pads with its eos, where pooling would go wrong
 
 
 class InputError(ValueError):
@@ -248,7 +252,7 @@ def train_reward_model(model, encoded, cfg, checkpoint=None):
             if checkpoint and (stop or (t + 1) % cfg.save_every == 0 or t + 1 == n):
                 save_checkpoint(checkpoint, model, optimizer, {
                     "losses": losses, "skipped": skipped, "scaler": scaler.state_dict()})
-            if stop:
+            if stop or stopped():  # it may have come while saving
                 raise KeyboardInterrupt(f"after update {t + 1} of {n}; the same command goes on")
     return losses
 
@@ -278,7 +282,7 @@ def validate(model, encoded, cfg):
     uniform, cfg, n = torch.zeros(1, model.num_labels), replace(cfg, anchor=0.0), len(encoded)
     loss = pair_loss(logits_w, logits_l, torch.tensor(ratings), cfg)
     log_win = -loss if cfg.level == 1 else log_win_prob(logits_w, logits_l, 0.5)
-    win = log_win.exp().numpy()  # in double precision, where a tie is 0.5 exactly
+    win = log_win.exp().numpy().round(12)  # in double precision; so that a tie is 0.5 exactly
     right = float((win > 0.5).sum() + (win == 0.5).sum() / 2)
     longer = sum((len(w) > len(l)) + (len(w) == len(l)) / 2 for w, l, _ in encoded)
     gain = np.sign(win - 0.5) / 2 - [np.sign(len(w) - len(l)) / 2 for w, l, _ in encoded]  # paired
@@ -330,17 +334,18 @@ def get_reward_model(cfg, sft, sft_source, train, val, source, reuse=False):
         from_first(lambda: claim_folder(folder, "metrics.json", settings, sft_source=sft_source,
                                         data_source=source))
     check_base(folder, sft_source)
-    tokenizer = AutoTokenizer.from_pretrained(sft)
+    tokenizer = load_tokenizer(sft)
     if not done:
         encoded = encode_pairs(tokenizer, train[:cfg.pairs], cfg, "reward model, training", cfg.cut)
         held_out = encode_pairs(tokenizer, val[:cfg.val_pairs], cfg, "reward model, validation")
         torch.manual_seed(cfg.rm_seed)  # the weights of the new head are drawn here
         model = load_model(AutoModelForSequenceClassification, sft, cfg.device, ("score.weight",),
-                           num_labels=SCORES if cfg.level == 2 else 1, pad_token_id=PAD_ID)
+                           num_labels=SCORES if cfg.level == 2 else 1,
+                           pad_token_id=pad_id(tokenizer))
         losses = train_reward_model(model, encoded, cfg, folder / "checkpoint.safetensors")
         metrics = {"validation": validate(model, held_out, cfg),
                    "train_loss": [x if math.isfinite(x) else None for x in losses]}
-        tokenizer.pad_token_id = PAD_ID
+        tokenizer.pad_token_id = pad_id(tokenizer)
 
         def save():
             save_model(folder, tokenizer, model)
@@ -397,7 +402,10 @@ def to_pair(row, where):
         if strange := [m["role"] for m in messages
                        if m["role"] not in ("system", "user", "assistant")]:
             raise ValueError(f"role {strange[0]!r}")
-        answers = [row[s] if isinstance(row[s], str) else row[s][-1]["content"] for s in sides]
+        last = [{"content": row[s]} if isinstance(row[s], str) else row[s][-1] for s in sides]
+        if any(m.get("role", "assistant") != "assistant" for m in last):
+            raise ValueError("the last message of an answer is not the assistant's")
+        answers = [m["content"] for m in last]
         ratings = tuple(rating(row.get(f"{s}_rating", row.get(f"{s}_score"))) for s in sides)
         return Pair(messages, clean(answers[0]), clean(answers[1]), ratings)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError,
@@ -609,7 +617,8 @@ def text_states(model, texts):
 
 def on_hub(name, kind, limit=12):
     """Whether the hub has this repository: in the local cache, or online within `limit` seconds."""
-    if isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json", repo_type=kind), str):
+    file = "model.safetensors" if kind == "model" else "README.md"
+    if isinstance(huggingface_hub.try_to_load_from_cache(name, file, repo_type=kind), str):
         return True
     ask = f"from huggingface_hub import HfApi; HfApi().repo_info({name!r}, repo_type={kind!r})"
     try:  # a process of its own, because name resolution knows no time limit
@@ -658,9 +667,9 @@ def load_model(cls, folder, device, new=(), like=None, **more):
     or a vocabulary other than that of the tokenizer `like`, are errors."""
     try:
         model, info = cls.from_pretrained(folder, dtype=torch.float32, output_loading_info=True,
-                                          **more)
+                                          use_safetensors=True, **more)
         vocab = AutoTokenizer.from_pretrained(folder).get_vocab() if like else None
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # transformers raises many kinds for what can be wrong with a folder
         text = (str(error).strip() or repr(error)).splitlines()[0]
         raise InputError(f"{folder} holds no model that can be loaded ({text}); name another "
                          "folder, or remove it to have it made again")
@@ -673,7 +682,51 @@ def load_model(cls, folder, device, new=(), like=None, **more):
     if like and vocab != like.get_vocab():
         raise InputError(f"{folder} has another vocabulary than the SFT model ({len(vocab)} tokens "
                          f"against {len(like)}); train it on this --sft")
-    return model.to(device).eval()
+    check_layout(model.to(device).eval(), folder)
+    return model
+
+
+@torch.no_grad()
+def check_layout(model, folder):
+    """Refuses a model that text_states does not fit: one whose attention or head goes its own
+    ways. Two short texts with a common beginning have to come out as each does alone."""
+    texts, head = [[3, 5, 7, 11], [3, 5, 8]], getattr(model, "lm_head", None)
+    states, where = text_states(model, texts)
+    for text, w in zip(texts, where):
+        plain = (model if head else model.base_model)(torch.tensor([text], device=model.device))
+        plain = (plain.logits if head else plain.last_hidden_state)[0]
+        error = ((head(states[w]) if head else states[w]) - plain).abs().max() / plain.abs().max()
+        if not error < 0.01:
+            raise InputError(f"{folder}: {type(model).__name__} computes texts in one batch "
+                             "otherwise than alone here; give a --sft like Llama")
+
+
+def load_tokenizer(sft):
+    """The SFT model's tokenizer; its chat template has to end an answer with the eos token."""
+    try:
+        tokenizer, turns = AutoTokenizer.from_pretrained(sft), [{"role": "user", "content": "x"}]
+        prompt = encode_prompt(tokenizer, turns)
+        whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": "yes"}],
+                                              tokenize=False)
+        answer = tokenizer(whole, add_special_tokens=False)["input_ids"][len(prompt):]
+    except Exception as error:  # of tokenizers, jinja2, json, ...
+        text = (str(error).strip() or repr(error)).splitlines()[0]
+        raise InputError(f"{sft}: no tokenizer with a chat template that can be used ({text}); "
+                         "give the folder or hub name of a chat model")
+    if not prompt or tokenizer.eos_token_id is None or tokenizer.eos_token_id not in answer:
+        raise InputError(f"{sft}: the chat template does not end an answer with the eos token "
+                         f"{tokenizer.eos_token!r}; set eos_token to what ends a turn")
+    return tokenizer
+
+
+def pad_id(tokenizer):
+    """A special token other than eos: a reward model pooled at its eos must not take it for
+    padding, and an answer must be able to end."""
+    special = [i for i, t in tokenizer.added_tokens_decoder.items()
+               if t.special and i != tokenizer.eos_token_id]
+    if not special:
+        raise InputError("the tokenizer has no special token besides its eos to pad with; add one")
+    return min(special)
 
 
 # ----- run folders and checkpoints -----
@@ -693,15 +746,29 @@ def save_model(folder, *parts):
     aside, path = Path(folder) / "model.aside", Path(folder) / "model"
     for part in parts:
         part.save_pretrained(aside)
+    for file in aside.iterdir():
+        with open(file, "rb+") as written:
+            os.fsync(written.fileno())
     shutil.rmtree(path, ignore_errors=True)
     os.replace(aside, path)
 
 
+LOCKS = {}  # folder: open file, of the folders this process works in
+
+
 def claim_folder(folder, done, settings, **sources):
     """True if the folder holds this very run, finished; refuses to touch one that holds another,
-    finished or stopped with a checkpoint."""
-    folder, record = Path(folder), json.loads(json.dumps({**settings, **sources}))
+    finished or stopped with a checkpoint, or in which another process is at work.
+
+    done: the file that a finished run of this kind has."""
+    folder = Path(folder)
+    record = json.loads(json.dumps({**settings, **sources, "finished_by": done}))
     path, checkpoint = folder / "config.json", folder / "checkpoint.safetensors"
+    begun = [n for n in ("metrics.json", "verdict.json", checkpoint.name, "model")
+             if (folder / n).exists()]
+    if begun and not path.exists():
+        raise InputError(f"{folder} has {begun[0]}, but no config.json: it is no run folder of "
+                         "ours; name another one")
     if path.exists():
         try:
             old = json.loads(path.read_text(encoding="utf-8"))["settings"]
@@ -709,7 +776,7 @@ def claim_folder(folder, done, settings, **sources):
                       for k in record if old.get(k) != record[k]]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{folder} is no run folder of ours; name another one")
-        if ((folder / done).exists() or checkpoint.exists()) and differ:
+        if set(begun) - {"model"} and differ:
             raise InputError(f"{folder} holds another run ({'; '.join(differ)}): "
                              "name another folder or remove this one")
         if (folder / done).exists():
@@ -718,6 +785,14 @@ def claim_folder(folder, done, settings, **sources):
     versions = {m.__name__: m.__version__ for m in (torch, transformers, datasets, np)}
     versions["python"] = platform.python_version()
     folder.mkdir(parents=True, exist_ok=True)
+    if folder.resolve() not in LOCKS and fcntl:
+        lock = open(folder / "lock", "w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            LOCKS[folder.resolve()] = lock  # held until this process ends
+        except BlockingIOError:
+            raise InputError(f"{folder}: another process is at work there; wait for it, or name "
+                             "another folder")
     write_whole(path, json.dumps({"settings": record, "versions": versions}, indent=1))
     return False
 
@@ -889,13 +964,14 @@ def run_cli(main):
     keep_freed_memory()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    if "RANK" in os.environ:  # set by torchrun
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else None
-    if process()[0] > 0:  # the first one speaks for all
-        sys.stdout = open(os.devnull, "w")
-        tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
     try:
+        if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():  # set by torchrun
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            if torch.cuda.is_available():
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        if process()[0] > 0:  # the first one speaks for all
+            sys.stdout = open(os.devnull, "w")
+            tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
         main()
     except KeyboardInterrupt as stop:
         print("stopped:", str(stop) or "the same command starts again or goes on", file=sys.stderr)

@@ -11,7 +11,6 @@ import inspect
 import itertools
 import json
 import math
-import os
 import pickle
 import re
 import shutil
@@ -33,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer,
                           LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config,
-                          Qwen2ForCausalLM)
+                          Qwen2ForCausalLM, StableLmConfig, StableLmForCausalLM)
 
 import eval as evaluation
 import reinforce
@@ -943,6 +942,7 @@ def is_pair(row):
 
     def answer(a):
         return is_text(a) or (isinstance(a, list) and len(a) and isinstance(a[-1], dict)
+                              and a[-1].get("role", "assistant") == "assistant"
                               and is_text(a[-1].get("content")))
 
     def rating(r):
@@ -1123,7 +1123,8 @@ def test_settings_out_of_range_are_refused(changes, message):
 @pytest.mark.parametrize("module,flags,message", [
     (reinforce, "--nonsense 1", "unrecognized arguments: --nonsense"),
     (reward, "--level 7", "invalid choice"),
-    (evaluation, "--policies x=nowhere --rewards y", "error: policy x: there is no nowhere/model"),
+    (evaluation, "--policies x=nowhere --rewards y",
+     "error: policy x: there is no nowhere/verdict.json"),
     (evaluation, "--policies sft", "error: no reward model is named"),
     (reward, "--sft no/such/folder --data DEMO --rm r", "no/such/folder")])
 def test_flags_that_cannot_work_are_one_line_and_code_2(module, flags, message, tmp_path,
@@ -1259,7 +1260,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(run, tmp_path, monkeypatch, wher
 
     def work(*args):
         if next(count) == when:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         return true_work(*args)
     monkeypatch.setattr(module, where, work)
     with pytest.raises(KeyboardInterrupt) as stop:
@@ -1341,7 +1342,9 @@ def test_evaluation_of_two_policies_by_two_reward_models(run, tmp_path):
     assert list(result["policies"]) == ["sft", "l1", "l2"]
     assert (tmp_path / "e.blind.md").read_text().count("\nverdict:") == 4
     with pytest.raises(InputError, match="blind is l3; name one of .'l1', 'l2'."):
-        run(evaluation, *flags.split()[:-1], "l3")
+        run(evaluation, *flags.split()[:-1], "l3", "--out", "other")
+    with pytest.raises(InputError, match="e.blind.md is there, perhaps filled in"):
+        run(evaluation, *flags.split())
     assert list(result["rewards"]) == ["l1-rm", "l2-rm"]
     assert abs(result["policies"]["sft"]["kl"]) < 1e-4 < abs(result["policies"]["l1"]["kl"])
     for rm, policies in result["rewards"].items():
@@ -1380,6 +1383,64 @@ def test_a_blind_sheet_tells_no_sides_and_is_unblinded_right(run, tokenizer, tmp
     assert "aligned wins 25, ties 4, loses 11 of 40: win rate 0.675 [" in printed
     with pytest.raises(InputError, match="or its key cannot be read"):
         run(evaluation, "--unblind", "missing.blind.md")
+
+
+def test_no_folder_with_another_kind_of_run_or_model_is_touched(run, sft, tmp_path):
+    run(reinforce, *tiny_budget("a"))
+    before = {f: f.read_bytes() for f in tmp_path.rglob("*.safetensors")}
+    shutil.copytree(tmp_path / "a/model", tmp_path / "foreign/model")
+    for module, flags, message in (
+            (reward, ("--rm", "a", "--max_len", "120"), "a holds another run .*finished_by"),
+            (reinforce, (*tiny_budget("b"), "--out", "a-rm"), "a-rm holds another run"),
+            (reinforce, (*tiny_budget("b"), "--rm", "foreign"), "foreign has model, but no config"),
+            (reinforce, (*tiny_budget("b"), "--out", "foreign"), "foreign has model, but no conf"),
+            (reinforce, (*tiny_budget("b"), "--rm", "b"), "out and rm are both b; name two"),
+            (evaluation, ("--policies", "x=a-rm", "--rewards", "a-rm"), "no a-rm/verdict.json"),
+            (evaluation, ("--policies", "x=a", "--rewards", "a-rm", "--seeds", "1", "1"),
+             "seeds are .1, 1.; give different")):
+        with pytest.raises(InputError, match=message):
+            run(module, *flags)
+    assert all(f.read_bytes() == content for f, content in before.items())
+
+
+def test_two_processes_do_not_work_in_one_folder(run, tmp_path):
+    (tmp_path / "a").mkdir()
+    hold = ("import fcntl, sys; f = open('a/lock', 'w'); fcntl.flock(f, fcntl.LOCK_EX); "
+            "print('held', flush=True); sys.stdin.read()")
+    other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(InputError, match="a: another process is at work there"):
+        run(reinforce, *tiny_budget("a"))
+    other.communicate("")
+    assert "held-out reward" in run(reinforce, *tiny_budget("a"))
+
+
+def test_models_and_tokenizers_that_do_not_fit_are_refused_not_trained(tokenizer, sft, tmp_path):
+    odd = StableLmForCausalLM(StableLmConfig(
+        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=4))
+    odd.save_pretrained(tmp_path / "odd")
+    with pytest.raises(InputError, match="StableLmForCausalLM computes texts in one batch other"):
+        reward.load_model(AutoModelForCausalLM, tmp_path / "odd", "cpu")
+    assert reward.load_tokenizer(sft).eos_token_id == EOS and reward.pad_id(tokenizer) == 0
+    for change, message in (({"eos_token": "<|endoftext|>"}, "does not end an answer with the eos"),
+                            ({"chat_template": "{{ 1 / 0 }}"}, "no tokenizer with a chat template"),
+                            ({"chat_template": ""}, "no tokenizer with a chat|does not end")):
+        shutil.copytree(sft, tmp_path / "t", dirs_exist_ok=True)
+        copy = AutoTokenizer.from_pretrained(sft)
+        for name, value in change.items():
+            setattr(copy, name, value)
+        copy.save_pretrained(tmp_path / "t")
+        with pytest.raises(InputError, match=message):
+            reward.load_tokenizer(str(tmp_path / "t"))
+
+
+def test_equal_distributions_are_ties_for_the_accuracy(reward_model, monkeypatch):
+    monkeypatch.setattr(reward, "score_all", lambda model, texts, cfg, what: random_logits(
+        1, 10).float().repeat(len(texts), 1))
+    metrics = reward.validate(reward_model(10), [([1], [2, 3], (1.0, 2.0))] * 20, config())
+    assert metrics["accuracy"] == 0.5
 
 
 def test_a_run_that_failed_can_be_repaired_in_its_folder(run, tmp_path):

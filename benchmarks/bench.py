@@ -43,6 +43,7 @@ from transformers import (AutoConfig, AutoModelForCausalLM,  # noqa: E402
 import reinforce  # noqa: E402
 import reward  # noqa: E402
 
+PAD = 0      # <|endoftext|>
 NO_EOS = -1  # no token has this id: every answer runs to max_new
 
 
@@ -77,7 +78,7 @@ def causal(cfg, sft):
 def scorer(cfg, sft):
     torch.manual_seed(0)
     return AutoModelForSequenceClassification.from_pretrained(
-        sft, num_labels=1, pad_token_id=reward.PAD_ID, dtype=torch.float32).to(cfg.device).eval()
+        sft, num_labels=1, pad_token_id=PAD, dtype=torch.float32).to(cfg.device).eval()
 
 
 def matmul_speed(device):
@@ -139,7 +140,7 @@ def generate_sample(args, done):
     while True:
         out = policy.generate(**batch, do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
                               min_new_tokens=cfg.max_new, max_new_tokens=cfg.max_new,
-                              pad_token_id=reward.PAD_ID)
+                              pad_token_id=PAD)
         done(out[:, batch["input_ids"].shape[1]:].numel())
 
 
@@ -228,7 +229,7 @@ QUIET = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True,
 def pad_apart(sft):
     """The tokenizer with a pad token of its own, as TRL's trainers want it."""
     tokenizer = AutoTokenizer.from_pretrained(sft)
-    tokenizer.pad_token_id = reward.PAD_ID
+    tokenizer.pad_token_id = PAD
     return tokenizer
 
 
@@ -256,7 +257,7 @@ def step_models(cfg, sft, size):
     torch.manual_seed(0)
     config = AutoConfig.from_pretrained(sft, **WIDER)
     policy = AutoModelForCausalLM.from_config(config).to(cfg.device).eval()
-    config.num_labels, config.pad_token_id = 1, reward.PAD_ID
+    config.num_labels, config.pad_token_id = 1, PAD
     return policy, copy.deepcopy(policy), (
         AutoModelForSequenceClassification.from_config(config).to(cfg.device).eval())
 

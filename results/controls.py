@@ -14,14 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from reinforce import (EVAL_STEP, ReinforceConfig, answer_all, read_scores,  # noqa: E402
                        usable_prompts)
 from reward import (encode_prompt, find_sft, frozen, load_model, load_pairs,  # noqa: E402
-                    load_reward_model, run_cli, score_all, write_whole)
+                    load_reward_model, load_tokenizer, run_cli, score_all, write_whole)
 
 BRIEF, N = " Answer in one short sentence.", 16
 JUDGES = [f"rm{level}-s{seed}" for level in (1, 2) for seed in range(3)]
@@ -31,7 +31,7 @@ def main():
     cfg = ReinforceConfig(micro_batch=16)
     _, val, _ = load_pairs(cfg)
     sft, _ = find_sft(cfg)
-    tokenizer = AutoTokenizer.from_pretrained(sft)
+    tokenizer = load_tokenizer(sft)
     eos = tokenizer.eos_token_id
     prompts, keys = (x[:cfg.eval_prompts] for x in usable_prompts(tokenizer, val, cfg, "controls"))
     short = {p.key: encode_prompt(tokenizer, [*p.messages[:-1], p.messages[-1] | {

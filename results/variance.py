@@ -14,14 +14,14 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from reinforce import (ReinforceConfig, prompt_batches, read_scores, sample,  # noqa: E402
                        sampling_copy, token_logprobs, uniforms, usable_prompts)
-from reward import (find_sft, load_model, load_pairs, load_reward_model, run_cli,  # noqa: E402
-                    score_all, write_whole)
+from reward import (find_sft, load_model, load_pairs, load_reward_model,  # noqa: E402
+                    load_tokenizer, run_cli, score_all, write_whole)
 
 BATCHES = 20
 
@@ -30,7 +30,7 @@ def main():
     cfg = ReinforceConfig(level=1)
     train, _, _ = load_pairs(cfg)
     sft, _ = find_sft(cfg)
-    tokenizer = AutoTokenizer.from_pretrained(sft)
+    tokenizer = load_tokenizer(sft)
     eos = tokenizer.eos_token_id
     prompts, keys = usable_prompts(tokenizer, train, cfg, "variance")
     policy = load_model(AutoModelForCausalLM, sft, cfg.device)
