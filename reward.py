@@ -453,7 +453,8 @@ def load_pairs(cfg):
     val = [p for p in good if p.key < VAL_SHARE * 2**32]
     train = good[len(val):]
     digest = hashlib.sha256(repr(good).encode()).hexdigest()[:12]
-    source = f"{' + '.join(names)} ({len(pairs)} pairs, {digest})"
+    shown = (Path(name).name if Path(name).exists() else name for name in names)
+    source = f"{' + '.join(shown)} ({len(pairs)} pairs, {digest})"  # the same wherever it lies
     print(f"data: {source}: {len(pairs) - len(good)} dropped (equal or empty texts, no user turn "
           f"last), {len(train)} train, {len(val)} validation, disjoint by prompt")
     if not train or not val:

@@ -731,14 +731,18 @@ def test_silent_non_learning_is_made_loud():
 
 def test_a_reward_model_that_scores_prompts_only_is_called_so(capsys):
     def answer_and_score(x, k, step, what):
-        return [[5, EOS]] * len(x), torch.arange(float(len(x)))[:, None] + 1e-3 * (step % 2)
-    cfg = config(ReinforceConfig, level=1, calibration=20)
+        return [[5, EOS]] * len(x), torch.arange(float(len(x)))[:, None] + gap * (step % 2)
+    cfg, gap = config(ReinforceConfig, level=1, calibration=20), 1e-3
     state = reinforce.calibrate(answer_and_score, [[1]] * 30, range(30), cfg, EOS, "rm")
     out, err = capsys.readouterr()
     assert "barely differ among answers to one prompt" in err and "20 SFT answers" in out
     raw = torch.arange(10.0).repeat(2)
     assert state["unit"] == pytest.approx(raw.std().item(), rel=1e-3)
     assert state["baseline"]["value"] == pytest.approx(4.5 / state["unit"], rel=1e-3)
+    gap = 2.0  # two answers that differ by 2 have the standard deviation sqrt(2)
+    reinforce.calibrate(answer_and_score, [[1]] * 30, range(30), cfg, EOS, "rm")
+    out, err = capsys.readouterr()
+    assert "(+- 1.414 among answers to one prompt)" in out and not err
 
 
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(monkeypatch, capsys):
@@ -1164,7 +1168,7 @@ def test_unreachable_hub_falls_back_to_the_package_within_seconds(tmp_path, monk
     assert made == [Path(where)] and reward.PACKAGE in source
     reward.find_sft(config())
     assert len(made) == 1  # kept for the next start
-    assert load_pairs(config())[2].startswith(reward.DEMO_DATA + " (448 pairs, ")
+    assert load_pairs(config())[2].startswith("demo_pairs.jsonl (448 pairs, ")
     monkeypatch.setattr(reward, "on_hub", lambda name, kind: True)
     assert reward.find_sft(config())[0] == reward.SFT_MODEL
     assert reward.find_sft(config(sft="mine"))[0] == "mine"
@@ -1240,7 +1244,7 @@ def test_same_seed_same_bits_and_a_finished_run_is_recognised(run, sft, toy_file
     assert (a / "samples.md").read_text() == (b / "samples.md").read_text()
     record = json.loads((a / "config.json").read_text())
     assert record["settings"]["steps"] == 3 and record["settings"]["sft_source"] == sft
-    assert record["settings"]["data_source"].startswith(toy_file + " (24 pairs, ")
+    assert record["settings"]["data_source"].startswith("toy.jsonl (24 pairs, ")
     assert "finished before: held-out reward" in run(reinforce, *tiny_budget("a"), *extra)
     with pytest.raises(InputError, match="seed 0 there, 5 here"):
         run(reinforce, *tiny_budget("a"), *extra, "--seed", "5")
