@@ -5,7 +5,7 @@
 A table stands in REPORT.md between <!-- table NAME --> and <!-- end -->. Intervals are 95 %, over
 both sources of noise: seeds are drawn with replacement, then prompts within each (the same prompts
 for all seeds), 10,000 times. Scores of different reward models are compared in their own units: the
-spread of the SFT model's scores. The test suite checks that REPORT.md holds exactly these tables.
+spread of the SFT model's scores.
 """
 import json
 import math
