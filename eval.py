@@ -4,10 +4,11 @@
                    --rewards runs/demo_pairs-reward1 runs/demo_pairs-reward2 --seeds 0 1 2 --plot
 
 For each policy and each reward model: the mean score, the paired difference to the SFT model, win /
-tie / loss against it. For each policy: KL, length, share of answers that end, repetition. The SFT
-model is always the first row. Scoring a policy by a reward model it was not trained on
-("cross-scoring") shows whether it learnt what people prefer, or what its own reward model likes.
-Two policies and two reward models on 64 prompts take 3 minutes a seed on two CPU cores.
+tie / loss against it. For each policy: KL, perplexity under the SFT model, length, share of answers
+that end, repetition. The SFT model is always the first row. Scoring a policy by a reward model it
+was not trained on ("cross-scoring") shows whether it learnt what people prefer, or what its own
+reward model likes. Two policies and two reward models on 64 prompts take 3 minutes a seed on two
+CPU cores.
 
 Left out, and why: a language model as judge. It needs one; OUT.json holds every score by prompt.
 
@@ -102,13 +103,16 @@ def named_policies(cfg):
 
 
 def evaluate_policy(policy, reference, prompts, keys, cfg, eos_id, what):
-    """({statistic: value}, answers [S][N]). KL: mean of log pi/pi_ref over the answers, in nats."""
+    """({statistic: value}, answers [S][N]). KL: mean of log pi/pi_ref over the answers, in nats;
+    perplexity: exp of the mean -log pi_ref a token, how unlikely the SFT model finds the text."""
     answers = [answer_all(policy, prompts, keys, seed, EVAL_STEP, cfg, eos_id, what)
                for seed in cfg.seeds]
-    kl = torch.stack([sequence_logprobs(policy, prompts, y, cfg.micro_batch)
-                      - sequence_logprobs(reference, prompts, y, cfg.micro_batch)
-                      for y in answers])                                                  # (S, N)
-    return {"kl": kl.mean().item()} | answer_statistics(sum(answers, []), eos_id), answers
+    logp, ref_logp = (torch.stack([sequence_logprobs(model, prompts, y, cfg.micro_batch)
+                                   for y in answers]) for model in (policy, reference))   # (S, N)
+    tokens = sum(len(a) for y in answers for a in y)
+    return {"kl": (logp - ref_logp).mean().item(),
+            "perplexity": math.exp(-ref_logp.sum().item() / tokens),
+            **answer_statistics(sum(answers, []), eos_id)}, answers
 
 
 def score_policies(rm, prompts, answers, cfg, what):
@@ -177,12 +181,13 @@ def unblind(sheet):
 
 def markdown(result):
     """One table, a row a policy: text statistics, then three columns for each reward model."""
-    head = ["policy", "KL", "length", "ended", "distinct-1", "distinct-2", "repeated-4"]
+    head = ["policy", "KL", "perplexity", "length", "ended", "distinct-1", "distinct-2", "repeated-4"]
     for rm in result["rewards"]:
         head += [f"score by {rm}", "difference to SFT [95 %]", "win/tie/loss, win rate [95 %]"]
     lines = [head, ["---"] * len(head)]
     for name, s in result["policies"].items():
-        row = [name, f"{s['kl']:.2f}", f"{s['length']:.1f}", f"{s['ended']:.2f}"]
+        row = [name, f"{s['kl']:.2f}", f"{s['perplexity']:.1f}", f"{s['length']:.1f}",
+               f"{s['ended']:.2f}"]
         row += [f"{s[k]:.2f}" for k in ("distinct1", "distinct2", "repeated4")]
         for c in (policies[name] for policies in result["rewards"].values()):
             (low, high), (win_low, win_high) = c["interval"], c["win_interval"]

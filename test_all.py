@@ -551,6 +551,16 @@ def logp64(model, prompts, answers):
     return torch.stack(total)
 
 
+def test_beta_sets_how_far_the_best_policy_goes():
+    """Of standard normal scores, pi* = pi exp(score / beta) / Z: on a grid, without calculus."""
+    score, beta = torch.linspace(-12, 12, 100_001, dtype=torch.float64), ReinforceConfig().beta
+    log_sft = (-score**2 / 2).log_softmax(0)
+    log_best = (log_sft + score / beta).log_softmax(0)
+    assert (log_best.exp() @ score).item() == pytest.approx(1 / beta, rel=1e-6)
+    kl = (log_best.exp() @ (log_best - log_sft)).item()
+    assert kl == pytest.approx(1 / (2 * beta**2), rel=1e-6) and 5 < kl < 6
+
+
 @pytest.mark.parametrize("b", [0.0, -1.7])
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 def test_reinforce_gradient_is_the_exact_gradient_of_the_expected_reward(enumerable, b, beta):
@@ -1361,6 +1371,21 @@ def test_evaluation_of_two_policies_by_two_reward_models(run, tmp_path):
     assert np.mean(seed_0) == pytest.approx(verdict["aligned"], abs=1e-5)
     table = [line for line in printed.splitlines() if line.startswith("|")]
     assert len(table) == 5 and len({line.count("|") for line in table}) == 1
+
+
+def test_perplexity_and_kl_of_answers_are_those_of_the_plain_model():
+    reference, policy = tiny_llama(seed=1, scale=3.0), tiny_llama(seed=2, scale=3.0)
+    prompts, cfg = [[5, 6, 7], [8, 9]], evaluation.EvalConfig(
+        seeds=(0, 1), max_new=6, micro_batch=2, device="cpu")
+    found, answers = evaluation.evaluate_policy(policy, reference, prompts, [1, 2], cfg, 2, "test")
+    logp = {}
+    for model in (policy, reference):
+        logp[model] = [model(torch.tensor([p + a])).logits[0, len(p) - 1:-1].log_softmax(-1)[
+            range(len(a)), a] for y in answers for p, a in zip(prompts, y)]
+    mean = torch.cat(logp[reference]).mean().item()
+    assert found["perplexity"] == pytest.approx(math.exp(-mean), rel=1e-4)
+    kl = [(a - b).sum().item() for a, b in zip(logp[policy], logp[reference])]
+    assert found["kl"] == pytest.approx(np.mean(kl), rel=1e-4)
 
 
 def test_a_blind_sheet_tells_no_sides_and_is_unblinded_right(run, tokenizer, tmp_path):

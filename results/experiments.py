@@ -1,0 +1,237 @@
+"""The experiments of REPORT.md that are no plain run of the three files; results/run.sh calls them.
+
+    python results/experiments.py controls       # best-of-n, and the SFT model asked to be brief
+    python results/experiments.py variance       # of the gradient, by baseline
+    python results/experiments.py distributions  # what level-2 reward models predict
+    python results/experiments.py overoptimise 0 # a policy on one half of the pairs, judged by both
+    python results/experiments.py split FILE...  # human pairs: runs/human-*.jsonl and runs/test-*
+    python results/experiments.py judge NAME RM FILE...   # reward models on every pair of a file
+
+Each writes results/NAME.json. Times are for one CPU core.
+"""
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from reinforce import (EVAL_STEP, ReinforceConfig, answer_all, calibrate,  # noqa: E402
+                       prompt_batches, read_scores, sample, sampling_copy, sequence_logprobs,
+                       token_logprobs, train_policy, uniforms, usable_prompts)
+from reward import (RewardConfig, encode_pairs, encode_prompt, find_sft, frozen,  # noqa: E402
+                    get_reward_model, load_model, load_pairs, load_reward_model, load_tokenizer,
+                    read_pairs, run_cli, score_all, validate, write_whole)
+
+HERE = Path(__file__).resolve().parent
+
+
+def keep(name, result):
+    write_whole(HERE / f"{name}.json", json.dumps(result))
+
+
+def setup(cfg):
+    """(training pairs, validation pairs, tokenizer, SFT folder, SFT source, data source)."""
+    train, val, source = load_pairs(cfg)
+    sft, sft_source = find_sft(cfg)
+    return train, val, load_tokenizer(sft), sft, sft_source, source
+
+
+def held_out_prompts(tokenizer, val, cfg):
+    return [x[:cfg.eval_prompts] for x in usable_prompts(tokenizer, val, cfg, "held out")]
+
+
+def score(rm, prompts, answers, cfg, what):
+    """(N,): the number of a level-1 reward model, the mean of a level-2 one."""
+    texts = [p + a for p, a in zip(prompts, answers)]
+    return read_scores(score_all(rm, texts, cfg, what), "mean", 0, None)
+
+
+# ----- without training: about 20 minutes -----
+
+def controls(brief=" Answer in one short sentence.", n=16):
+    """Of 96 held-out prompts: the SFT answer, the best of 4 and of 16 SFT answers by runs/rm1-s0,
+    and an answer to the prompt with `brief` behind it; all scored as answers to the prompt itself
+    by reward models that chose nothing. KL of best-of-n: log n - (n - 1) / n nats at most."""
+    cfg = ReinforceConfig(micro_batch=16)
+    _, val, tokenizer, sft, *_ = setup(cfg)
+    prompts, keys = held_out_prompts(tokenizer, val, cfg)
+    asked = {p.key: encode_prompt(tokenizer, [*p.messages[:-1], p.messages[-1] | {
+        "content": p.messages[-1]["content"] + brief}]) for p in val}
+    policy, eos = frozen(load_model(AutoModelForCausalLM, sft, cfg.device)), tokenizer.eos_token_id
+
+    def answers(x, seed, what):
+        return answer_all(policy, x, keys, seed, EVAL_STEP, cfg, eos, what)
+    drawn = [answers(prompts, i, f"sample {i}") for i in range(n)]
+    selector = load_reward_model("runs/rm1-s0", 1, cfg, tokenizer)
+    scores = torch.stack([score(selector, prompts, y, cfg, "select") for y in drawn])     # (n, N)
+    sides = {"sft": drawn[0], "brief": answers([asked[k] for k in keys], 0, "brief")}
+    for k in (4, n):
+        best = scores[:k].argmax(0)
+        sides[f"best of {k}"] = [drawn[i][j] for j, i in enumerate(best)]
+    result = {"prompts": keys, "scores": {},
+              "lengths": {name: [len(a) for a in y] for name, y in sides.items()},
+              "ended": {name: [a[-1] == eos for a in y] for name, y in sides.items()}}
+    for judge in ("rm1-s1", "rm1-s2", "rm2-s0", "rm2-s1", "rm2-s2"):
+        rm = load_reward_model(f"runs/{judge}", None, cfg, tokenizer)
+        result["scores"][judge] = {name: score(rm, prompts, y, cfg, judge).tolist()
+                                   for name, y in sides.items()}
+    keep("controls", result)
+
+
+# ----- variance of the gradient by baseline: about 12 minutes -----
+
+def variance(batches=20):
+    """At equal batches of SFT answers. A batch's gradient is G1 - b G0 with G1 = mean R grad log pi
+    and G0 = mean grad log pi, so one pass gives it for every b: 0 (none), the mean reward of SFT
+    answers (where `ema` and `mean` start, and stay near while the policy moves little), and the b
+    of least variance. At the SFT model the KL term is 0. The trace of the covariance of a batch's
+    gradient and the squared norm of its mean, both without bias."""
+    cfg = ReinforceConfig(level=1)
+    train, _, tokenizer, sft, *_ = setup(cfg)
+    eos = tokenizer.eos_token_id
+    prompts, keys = usable_prompts(tokenizer, train, cfg, "variance")
+    policy = load_model(AutoModelForCausalLM, sft, cfg.device)
+    rm, copy, drawn = load_reward_model("runs/rm1-s0", 1, cfg, tokenizer), sampling_copy(policy), []
+    for step, batch in enumerate(prompt_batches(len(prompts), cfg.batch, batches, 0)):
+        x, k = [prompts[i] for i in batch], [keys[i] for i in batch]
+        y = sample(copy, x, uniforms(0, step, k, cfg.max_new), eos)
+        drawn.append((x, y, score(rm, x, y, cfg, None),
+                      torch.tensor([float(a[-1] == eos) for a in y])))
+    unit = torch.cat([raw for _, _, raw, _ in drawn]).std()
+    rewards = [raw / unit - cfg.eos_penalty * (1 - ended) for _, _, raw, ended in drawn]
+    total = {i: [torch.zeros_like(p) for p in policy.parameters()] for i in (0, 1)}
+    products = torch.zeros(2, 2, dtype=torch.float64)  # mean over batches of Gi . Gj
+
+    def dot(a, b):
+        return sum((p * q).sum().item() for p, q in zip(a, b))
+    for (x, y, _, _), reward in zip(drawn, rewards):
+        grads = {}
+        for i, weight in ((0, torch.ones(len(x))), (1, reward)):
+            policy.zero_grad()
+            for part in (slice(j, j + cfg.micro_batch) for j in range(0, len(x), cfg.micro_batch)):
+                logp = token_logprobs(policy, x[part], y[part]).sum(1)
+                ((weight[part] * logp).sum() / len(x)).backward()
+            grads[i] = [p.grad.clone() for p in policy.parameters()]
+            for t, g in zip(total[i], grads[i]):
+                t += g / batches
+        products += torch.tensor([[dot(grads[i], grads[j]) for j in (0, 1)]
+                                  for i in (0, 1)]) / batches
+    means = torch.tensor([[dot(total[i], total[j]) for j in (0, 1)] for i in (0, 1)],
+                         dtype=torch.float64)
+    scatter = (products - means) * batches / (batches - 1)  # unbiased covariance traces
+    result = {"batches": batches, "batch": cfg.batch, "unit": unit.item()}
+    for name, b in (("none", 0.0), ("mean SFT reward", torch.cat(rewards).mean().item()),
+                    ("least variance", (scatter[0, 1] / scatter[0, 0]).item())):
+        w = torch.tensor([-b, 1.0], dtype=torch.float64)
+        trace = (w @ scatter @ w).item()
+        result[name] = {"b": b, "variance": trace,
+                        "signal": (w @ means @ w).item() - trace / batches}
+    keep("variance", result)
+
+
+# ----- what level-2 reward models predict: half a minute a model -----
+
+def distributions():
+    """Predicted distributions and ratings of the validation answers, by every runs/rm2*."""
+    cfg, result = RewardConfig(level=2), {}
+    _, val, tokenizer, *_ = setup(cfg)
+    encoded = encode_pairs(tokenizer, val[:cfg.val_pairs], cfg, "distributions")
+    chosen, rejected, ratings = zip(*encoded)
+    for folder in sorted(Path("runs").glob("rm2*-s[0-9]*")):
+        if (folder / "model").exists():
+            rm = load_reward_model(folder, 2, cfg, tokenizer)
+            p = score_all(rm, chosen + rejected, cfg, folder.name).softmax(-1)
+            result[folder.name] = [[round(x, 4) for x in row] for row in p.tolist()]
+    keep("distributions", {"ratings": [r for side in zip(*ratings) for r in side], "p": result})
+
+
+# ----- over-optimisation: about 25 minutes -----
+
+def overoptimise(seed, steps=40, every=4):
+    """REINFORCE, level 1, 40 steps, on a reward model of one half of the training pairs; every 4
+    steps 64 held-out answers are scored by it and by a second one, of the other half and another
+    seed, which the policy never meets (the gold and the proxy of Gao et al. 2022)."""
+    seed = int(seed)
+    cfg = ReinforceConfig(level=1, steps=steps, save_every=every, eval_prompts=64, seed=seed)
+    train, val, tokenizer, sft, sft_source, source = setup(cfg)
+    eos, rms = tokenizer.eos_token_id, {}
+    for half, name in enumerate(("proxy", "gold")):
+        own = replace(cfg, rm=f"runs/rm1-{name}-s{seed}", rm_seed=seed + 100 * half, save_every=5)
+        rms[name], _ = get_reward_model(own, sft, sft_source, train[half::2], val,
+                                        f"{source}, half {half}")
+    prompts, keys = usable_prompts(tokenizer, train, cfg, "REINFORCE")
+    x, k = held_out_prompts(tokenizer, val, cfg)
+    policy, reference = (load_model(AutoModelForCausalLM, sft, cfg.device) for _ in range(2))
+    optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.lr, fused=True)
+
+    def answer_and_score(x, k, step, what):
+        y = answer_all(policy, x, k, cfg.seed, step, cfg, eos, what)
+        return y, score_all(rms["proxy"], [p + a for p, a in zip(x, y)], cfg, what)
+    state, points = calibrate(answer_and_score, prompts, keys, cfg, eos, "proxy"), []
+
+    def look():
+        y = answer_all(policy, x, k, cfg.seed, EVAL_STEP, cfg, eos, "held out")
+        kl = (sequence_logprobs(policy, x, y, cfg.micro_batch)
+              - sequence_logprobs(reference, x, y, cfg.micro_batch))
+        points.append({"step": state["step"], "kl": kl.mean().item(),
+                       "length": float(np.mean([len(a) for a in y])),
+                       "ended": float(np.mean([a[-1] == eos for a in y])),
+                       **{name: score(rm, x, y, cfg, name).tolist() for name, rm in rms.items()}})
+        keep(f"overoptimise-s{seed}", {"unit": state["unit"], "prompts": k, "points": points})
+        print({name: v if isinstance(v, (int, float)) else round(float(np.mean(v)), 3)
+               for name, v in points[-1].items()}, flush=True)
+    look()
+    train_policy(policy, optimizer, frozen(reference), rms["proxy"], prompts, keys, cfg, eos, state,
+                 lambda metrics: None, look)
+
+
+# ----- human preferences -----
+
+def split(*files):
+    """Of each file, the prompts with a hash in [0.25, 0.45) become runs/test-FILE, which nothing
+    reads before the choice is made; the others runs/human-FILE, a part of which (hash < 0.25) is
+    the validation part of reward.py."""
+    for file in map(Path, files):
+        lines = [x for x in file.read_text(encoding="utf-8").split("\n") if x.strip()]
+        test = [0.25 <= pair.key / 2**32 < 0.45 for pair in read_pairs(file)]
+        for name, want in (("human", False), ("test", True)):
+            rows = [line for line, is_test in zip(lines, test) if is_test == want]
+            Path("runs").mkdir(exist_ok=True)
+            Path(f"runs/{name}-{file.name}").write_text("\n".join(rows) + "\n", encoding="utf-8")
+            print(f"runs/{name}-{file.name}: {len(rows)} pairs")
+
+
+def judge(name, rm, *files):
+    """A reward model on pairs of these files: all of runs/test-*, of others the validation part;
+    at most 1,024 tokens whatever it was trained with. Adds to results/NAME.json."""
+    cfg = RewardConfig(level=2, max_len=1024, rm_micro=2)
+    path = HERE / f"{name}.json"
+    result = json.loads(path.read_text()) if path.exists() else {}
+    tokenizer = load_tokenizer(find_sft(cfg)[0])
+    model = load_reward_model(rm, None, cfg, tokenizer)
+    for file in files:
+        pairs = (read_pairs(file) if Path(file).name.startswith("test-")
+                 else load_pairs(replace(cfg, data=(file,)))[1])
+        level = 1 if model.num_labels == 1 else 2
+        metrics = validate(model, encode_pairs(tokenizer, pairs, cfg, file),
+                           replace(cfg, level=level))
+        result.setdefault(Path(rm).name, {})[Path(file).name] = metrics
+        print(rm, file, metrics)
+    write_whole(path, json.dumps(result, indent=1))
+
+
+def main():
+    name, *values = sys.argv[1:] or [""]
+    todo = {f.__name__: f for f in (controls, variance, distributions, overoptimise, split, judge)}
+    if name not in todo:
+        raise SystemExit(__doc__)
+    todo[name](*values)
+
+
+if __name__ == "__main__":
+    run_cli(main)
