@@ -85,14 +85,30 @@ extra() {
 }
 judge() {  # every policy by every reward model; those of other seeds never met the policy
   for s in $seeds; do
-    python eval.py --policies l1=runs/l1-s$s l2-{mean,win,variance,entropy,entropic}=runs/l2-{mean,win,variance,entropy,entropic}-s$s \
-      --rewards runs/rm{1,2}-s{0,1,2} --seeds "$s" --out "results/judge-s$s"
+    policies=l1=runs/l1-s$s
+    for r in mean win variance entropy entropic; do policies+=" l2-$r=runs/l2-$r-s$s"; done
+    python eval.py --policies $policies --rewards runs/rm{1,2}-s{0,1,2} --seeds "$s" --out "results/judge-s$s"
   done
 }
 blind() {  # two sheets to be read; see results/blind/RUBRIC.md
   for p in l1 l2-mean; do
-    python eval.py --policies $p=runs/$p-s0 --rewards runs/rm1-s1 --eval_prompts 64 --max_new 128 \
+    python eval.py --policies $p=runs/$p-s0 --rewards runs/rm1-s1 --eval_prompts 64 --max_new 128 --seeds 7 \
       --blind $p --out results/blind/$p
+  done
+}
+
+human() {  # human HH HELPSTEER: choose a level-1 reward model on validation pairs, confirm the choice once on test pairs
+  python results/experiments.py split "$@"
+  hh=runs/human-$(basename "$1") hs=runs/human-$(basename "$2")
+  candidate() { model "human-$1" 0 --level 1 --pairs 20000 --val_pairs 20000 "${@:2}"; }
+  candidate hh --data "$hh" --max_len 320 --rm_lr 2e-5
+  candidate hh-lr-1e-5 --data "$hh" --max_len 320 --rm_lr 1e-5
+  candidate hh-lr-5e-5 --data "$hh" --max_len 320 --rm_lr 5e-5
+  candidate hh-epochs-2 --data "$hh" --max_len 320 --rm_lr 2e-5 --epochs 2
+  candidate both --data "$hh" "$hs" --max_len 512 --rm_lr 2e-5
+  candidate hs --data "$hs" --max_len 768 --rm_lr 2e-5
+  for c in hh hh-lr-1e-5 hh-lr-5e-5 hh-epochs-2 both hs; do
+    python results/experiments.py judge human-validation runs/human-$c-s0 "$hh" "$hs"
   done
 }
 
