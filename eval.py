@@ -144,11 +144,11 @@ def write_blind(path, tokenizer, prompts, sft, aligned, rng):
     write_whole(path + ".blind.md", "\n".join(text))
 
 
-def unblind(sheet):
-    """A line for a filled-in sheet: how often the aligned answer won, with Wilson's interval."""
+def read_blind(sheet, key_file):
+    """A filled-in sheet -> {number: 1 if the aligned answer won, 0 for a tie, else -1}."""
     try:
         text = Path(sheet).read_text(encoding="utf-8")
-        key = json.loads(Path(sheet.replace(".blind.md", ".key.json")).read_text())
+        key = json.loads(Path(key_file).read_text())
         if not (isinstance(key, dict) and key and set(key.values()) <= {"A", "B"}):
             raise ValueError("the key is no table of A and B")
     except (OSError, ValueError) as error:
@@ -170,18 +170,24 @@ def unblind(sheet):
         open_ones = [n for n in key if not verdicts.get(n)]
         raise InputError(f"{sheet}: {len(open_ones)} of {len(key)} have no verdict A, B or tie, "
                          f"such as {open_ones[:3]}; fill in all")
-    ties = sum(v == "tie" for v in verdicts.values())
-    wins = sum(verdicts[n] == key[n] for n in key)
-    n, (low, high) = len(key), wilson(wins + ties / 2, len(key))
-    return (f"{sheet}: aligned wins {wins}, ties {ties}, loses {n - wins - ties} of {n}: win rate "
-            f"{(wins + ties / 2) / n:.3f} [{low:.3f}, {high:.3f}]")
+    return {n: (v != "tie") * (1 if v == key[n] else -1) for n, v in verdicts.items()}
+
+
+def unblind(sheet):
+    """A line for a filled-in sheet: how often the aligned answer won, with Wilson's interval."""
+    won = [*read_blind(sheet, sheet.replace(".blind.md", ".key.json")).values()]
+    n, points = len(won), won.count(1) + won.count(0) / 2
+    low, high = wilson(points, n)
+    return (f"{sheet}: aligned wins {won.count(1)}, ties {won.count(0)}, loses {won.count(-1)} of "
+            f"{n}: win rate {points / n:.3f} [{low:.3f}, {high:.3f}]")
 
 
 # ----- report -----
 
 def markdown(result):
     """One table, a row a policy: text statistics, then three columns for each reward model."""
-    head = ["policy", "KL", "perplexity", "length", "ended", "distinct-1", "distinct-2", "repeated-4"]
+    head = ["policy", "KL", "perplexity", "length", "ended", "distinct-1", "distinct-2",
+            "repeated-4"]
     for rm in result["rewards"]:
         head += [f"score by {rm}", "difference to SFT [95 %]", "win/tie/loss, win rate [95 %]"]
     lines = [head, ["---"] * len(head)]

@@ -1,11 +1,11 @@
-"""Makes the tables and the picture of REPORT.md again from the JSON files in this folder.
+"""Makes every table and picture of REPORT.md again from the JSON files in this folder.
 
     python results/report.py
 
-A table stands in REPORT.md between <!-- table NAME --> and <!-- end -->. Intervals are 95 %, over
-both sources of noise: seeds are drawn with replacement, then prompts within each (the same prompts
-for all seeds), 10,000 times. Scores of different reward models are compared in their own units: the
-spread of the SFT model's scores.
+A table stands in REPORT.md (and the short one in README.md) between <!-- table NAME --> and
+<!-- end -->. Intervals are 95 % and hold both sources of noise: training seeds are drawn with
+replacement, then prompts (the same for all seeds and policies), 10,000 times. Scores of different
+reward models are compared in their own unit, the spread of the SFT model's scores.
 """
 import json
 import math
@@ -16,19 +16,125 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
 
+from eval import read_blind  # noqa: E402
 from reward import wilson  # noqa: E402
 
-HERE = Path(__file__).resolve().parent
+DRAWS = 10_000
 
 
-def interval(values, draws=10_000):
-    """95 % interval of the mean of (S, N) values, over seeds and prompts."""
+# ----- statistics -----
+
+def resample(values, draws=DRAWS):
+    """(draws, ...) means of (S, N, ...) values, over seeds and prompts drawn with replacement."""
     values, rng = np.asarray(values, dtype=float), np.random.default_rng(0)
-    S, N = values.shape
-    seeds, columns = rng.integers(0, S, (draws, S, 1)), rng.integers(0, N, (draws, 1, N))
-    return np.quantile([values[s, c].mean() for s, c in zip(seeds, columns)], [0.025, 0.975])
+    S, N = values.shape[:2]
+    seeds, prompts = rng.integers(0, S, (draws, S, 1)), rng.integers(0, N, (draws, 1, N))
+    return np.stack([values[s, n].mean((0, 1)) for s, n in zip(seeds, prompts)])
+
+
+def interval(values):
+    return np.quantile(resample(values), [0.025, 0.975])
+
+
+def at_equal_length(d, longer):
+    """(value, interval) of the line fitted to differences d over differences of length, both
+    (S, N), where the length is equal."""
+    def fit(m):  # means of 1, x, y, xx, xy
+        slope = (m[..., 3] - m[..., 0] * m[..., 1]) / (m[..., 2] - m[..., 0] ** 2)
+        return m[..., 1] - slope * m[..., 0]
+    x, y = np.asarray(longer, dtype=float), np.asarray(d)
+    moments = np.stack([x, y, x * x, x * y], -1)
+    return fit(moments.mean((0, 1))), np.quantile(fit(resample(moments)), [0.025, 0.975])
+
+
+def holm(p):
+    """Holm's step-down correction of p-values, in their order."""
+    order, adjusted, highest = np.argsort(p), np.empty(len(p)), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[i]))
+        adjusted[i] = highest
+    return adjusted
+
+
+def rank_correlation(x, y):
+    """Spearman's, by ranks; equal values in their order."""
+    ranks = (np.argsort(np.argsort(v, kind="stable"), kind="stable") for v in (x, y))
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def wins(d):
+    return (d > 0) + (d == 0) / 2
+
+
+# ----- what the runs left -----
+
+def read(name):
+    return json.loads((HERE / name).read_text(encoding="utf-8"))
+
+
+def read_runs():
+    """{name: [run, ...]} of the folders NAME-sSEED, in the order of the seeds."""
+    runs = defaultdict(list)
+    for folder in sorted(HERE.glob("*-s[0-9]*/config.json")):
+        folder = folder.parent
+        run = {"settings": json.loads((folder / "config.json").read_text())["settings"]}
+        for name in ("verdict", "metrics"):
+            if (folder / f"{name}.json").exists():
+                run[name] = json.loads((folder / f"{name}.json").read_text())
+        if (folder / "metrics.jsonl").exists():
+            lines = (folder / "metrics.jsonl").read_text().splitlines()
+            run["steps"] = [json.loads(line) for line in lines]
+        runs[folder.name.rpartition("-s")[0]].append(run)
+    return runs
+
+
+def differences(runs):
+    """(S, N): aligned minus SFT by the run's own reward model, in SFT spreads; a tie is 0."""
+    return np.array([[0.0 if same else (a - b) / run["verdict"]["unit"] for a, b, same in
+                      zip(run["verdict"]["scores"]["aligned"], run["verdict"]["scores"]["SFT"],
+                          run["verdict"]["same"])] for run in runs])
+
+
+def judged():
+    """{policy: {kind of judge: (S, N)}}: aligned minus SFT in SFT spreads, averaged over the reward
+    models of a kind. 'own' trained the policy; 'same level' and 'other level' have other seeds than
+    it; and {policy: {"longer": (S, N), "both end": (S, N)}}."""
+    d, text = (defaultdict(lambda: defaultdict(list)) for _ in range(2))
+    for seed, path in enumerate(sorted(HERE.glob("judge-s*.json"))):
+        result = json.loads(path.read_text())
+        lengths = {name: np.array(x[0]) for name, x in result["lengths"].items()}
+        for name in [n for n in result["policies"] if n != "sft"]:
+            kinds = defaultdict(list)
+            for rm, scores in result["scores"].items():
+                sft, own_level = np.array(scores["sft"][0]), rm[2] == name[1]
+                x = (np.array(scores[name][0]) - sft) / sft.std(ddof=1)
+                x[abs(x) < 1e-5] = 0  # the same answer
+                if not rm.endswith(f"s{seed}"):
+                    kinds["same level" if own_level else "other level"].append(x)
+                    kinds[f"level {rm[2]}"].append(x)
+                elif own_level:
+                    kinds["own"].append(x)
+            for kind, x in kinds.items():
+                d[name][kind].append(np.mean(x, 0))
+                d[name][kind + ", wins"].append(np.mean([wins(y) for y in x], 0))
+            text[name]["longer"].append(lengths[name] - lengths["sft"])
+            text[name]["both end"].append(np.maximum(lengths[name], lengths["sft"])
+                                          < result["settings"]["max_new"])
+            for key, value in result["policies"][name].items():
+                text[name][key].append(value)
+            text["sft"]["perplexity"].append(result["policies"]["sft"]["perplexity"])
+    return ({name: {k: np.array(v) for k, v in kinds.items()} for name, kinds in x.items()}
+            for x in (d, text))
+
+
+# ----- tables -----
+
+def markdown(head, rows):
+    return "\n".join("| " + " | ".join(map(str, line)) + " |"
+                     for line in [head, ["---"] * len(head), *rows])
 
 
 def cell(mean, low_high, sign="+"):
@@ -36,166 +142,257 @@ def cell(mean, low_high, sign="+"):
     return f"{mean:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
 
 
-def read_runs():
-    """{name: [run, ...]} of the folders NAME-sSEED, in the order of the seeds."""
-    runs = defaultdict(list)
-    for folder in sorted(HERE.glob("*-s[0-9]*")):
-        if (folder / "config.json").exists():
-            run = {"settings": json.loads((folder / "config.json").read_text())["settings"]}
-            for name in ("verdict", "metrics"):
-                if (folder / f"{name}.json").exists():
-                    run[name] = json.loads((folder / f"{name}.json").read_text())
-            if (folder / "metrics.jsonl").exists():
-                lines = (folder / "metrics.jsonl").read_text().splitlines()
-                run["steps"] = [json.loads(line) for line in lines]
-            runs[folder.name.rpartition("-s")[0]].append(run)
-    return runs
-
-
-def markdown(head, rows):
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
 def mean(values):
     return float(np.mean(list(values)))
 
 
-def models_table(runs):
-    """Reward models on the same validation pairs; intervals over pairs, means over seeds."""
+def models_table(runs, pattern):
+    """Reward models on the same validation pairs: means over seeds, intervals over pairs."""
     rows = []
-    for name in sorted(n for n in runs if "metrics" in runs[n][0]):
+    for name in sorted(n for n in runs if "metrics" in runs[n][0] and re.fullmatch(pattern, n)):
         v = [run["metrics"]["validation"] for run in runs[name]]
-        n, accuracy = v[0]["n"], mean(m["accuracy"] for m in v)
-        gain = mean(m["gain"] for m in v)
+        n, accuracy, gain = v[0]["n"], mean(m["accuracy"] for m in v), mean(m["gain"] for m in v)
         half = mean((m["gain_interval"][1] - m["gain_interval"][0]) / 2 for m in v)
-        level2 = "score_sd" in v[0]
         rows.append([
-            name, len(v), n, cell(accuracy, wilson(accuracy * n, n), ""),
-            f"{v[0]['longer_accuracy']:.2f}", cell(gain, (gain - half, gain + half)),
+            name, len(v), cell(accuracy, wilson(accuracy * n, n), ""),
+            f"{min(m['accuracy'] for m in v):.2f} .. {max(m['accuracy'] for m in v):.2f}",
+            cell(gain, (gain - half, gain + half)),
             f"{mean(m['loss'] for m in v):.3f} ({v[0]['chance_loss']:.3f})",
-            f"{mean(m['calibration_error'] for m in v):.3f}",
-            *(f"{mean(m[k] for m in v):.2f}" if level2 else ""
-              for k in ("score_spread", "score_sd", "score_entropy"))])
-    return markdown(["reward model", "seeds", "pairs", "accuracy [95 %]", "longer answer",
-                     "gain over it [95 %]", "loss (chance)", "calibration error",
-                     "spread of E[S]", "mean SD[S]", "mean H[p]"], rows)
-
-
-def differences(runs):
-    """(S, N): aligned minus SFT by the run's own reward model, in SFT spreads; a tie is 0."""
-    return [[0.0 if same else (a - b) / run["verdict"]["unit"] for a, b, same in
-             zip(run["verdict"]["scores"]["aligned"], run["verdict"]["scores"]["SFT"],
-                 run["verdict"]["same"])] for run in runs]
+            f"{mean(m['calibration_error'] for m in v):.3f}"])
+    return markdown(["reward model", "seeds", "accuracy [95 %]", "lowest .. highest seed",
+                     "above the longer-answer rule [95 %]", "loss (chance)",
+                     "calibration error"], rows)
 
 
 def policies_table(runs, pattern):
     """REINFORCE runs, judged by the reward model that each was trained on."""
     rows = []
     for name in sorted(n for n in runs if "verdict" in runs[n][0] and re.fullmatch(pattern, n)):
-        d, v = np.array(differences(runs[name])), [run["verdict"] for run in runs[name]]
-        wins = np.array([[(x > 0) + (x == 0) / 2 for x in row] for row in d])
+        d, v = differences(runs[name]), [run["verdict"] for run in runs[name]]
         rows.append([name, len(v), cell(d.mean(), interval(d)),
                      " ".join(f"{x:+.2f}" for x in d.mean(1)),
-                     cell(wins.mean(), interval(wins), ""), f"{mean(x['kl'] for x in v):.2f}",
-                     *(f"{mean(x['sft_' + k] for x in v):.2f} -> {mean(x[k] for x in v):.2f}"
-                       for k in ("length", "ended"))])
+                     cell(wins(d).mean(), interval(wins(d)), ""),
+                     f"{mean(x['kl'] for x in v):.2f}",
+                     *(f"{mean(x['sft_' + k] for x in v):{f}} -> {mean(x[k] for x in v):{f}}"
+                       for k, f in (("length", ".0f"), ("ended", ".2f")))])
     return markdown(["run", "seeds", "difference to SFT [95 %]", "by seed", "win rate [95 %]", "KL",
                      "length", "share that end"], rows)
 
 
 def judge_table():
-    """Policies by every reward model: their own, its siblings of other seeds, those of the other
-    level; and the difference at equal length (a line fitted to it over the length difference)."""
-    groups = defaultdict(lambda: ([], []))
-    for seed, path in enumerate(sorted(HERE.glob("judge-s*.json"))):
-        result = json.loads(path.read_text())
-        for rm, scores in result["scores"].items():
-            sft = np.array(scores["sft"])
-            for name in ("l1", "l2"):
-                own = rm[2] == name[1]
-                kind = (("its own" if rm.endswith(f"s{seed}") else "same level, other seeds")
-                        if own else "the other level")
-                d = (np.array(scores[name]) - sft)[0] / sft.std(ddof=1)
-                longer = np.subtract(result["lengths"][name], result["lengths"]["sft"])[0]
-                groups[name, kind][0].append(d)
-                groups[name, kind][1].append(longer)
+    """A policy by its own reward model, those of its level and those of the other, other seeds."""
+    d, text = judged()
     rows = []
-    for (name, kind), (d, longer) in sorted(groups.items()):
-        d, longer = np.array(d), np.array(longer, dtype=float)
-        wins = (d > 0) + (d == 0) / 2
-        slope, at_equal = np.polyfit(longer.ravel(), d.ravel(), 1)
-        rows.append([name, kind, len(d), cell(d.mean(), interval(d)),
-                     cell(wins.mean(), interval(wins), ""), f"{at_equal:+.2f}"])
-    return markdown(["policy", "reward models", "number", "difference to SFT [95 %]",
-                     "win rate [95 %]", "difference at equal length"], rows)
+    for name in ("l1", "l2-mean"):
+        for kind in ("own", "same level", "other level"):
+            x, w = d[name][kind], d[name][kind + ", wins"]
+            both = text[name]["both end"]
+            rows.append([name, kind, cell(x.mean(), interval(x)), cell(w.mean(), interval(w), ""),
+                         cell(*at_equal_length(x, text[name]["longer"])),
+                         f"{x[both].mean():+.2f} ({both.sum()})"])
+    return markdown(["policy", "judges", "difference to SFT [95 %]", "win rate [95 %]",
+                     "difference at equal length [95 %]", "where both answers end (n)"], rows)
+
+
+def ranking_table():
+    """All policies on one scale: win rate against SFT by reward models that never met them, the two
+    levels weighing the same; ranks and differences to l2-mean from the same draws for all."""
+    d, text = judged()
+    names = list(d)
+    both = np.stack([(d[n]["level 1, wins"] + d[n]["level 2, wins"]) / 2 for n in names], -1)
+    drawn, base = resample(both), names.index("l2-mean")
+    gap = drawn - drawn[:, [base]]
+    others = [i for i in range(len(names)) if i != base]
+    p = [2 * min((gap[:, i] <= 0).mean(), (gap[:, i] >= 0).mean()) for i in others]
+    adjusted = dict(zip(others, holm(np.minimum(p, 1))))
+    first = np.bincount(drawn.argmax(1), minlength=len(names)) / len(drawn)
+    rows = []
+    for i in np.argsort(-both.mean((0, 1))):
+        t = text[names[i]]
+        versus = "" if i == base else cell(both[..., i].mean() - both[..., base].mean(),
+                                           np.quantile(gap[:, i], [0.025, 0.975]))
+        rows.append([names[i], *(cell(x.mean(), interval(x), "") for x in (
+            d[names[i]]["level 1, wins"], d[names[i]]["level 2, wins"], both[..., i])),
+            f"{first[i]:.2f}", versus, "" if i == base else f"{adjusted[i]:.2f}",
+            f"{2.8 * gap[:, i].std():.2f}" if i != base else "",
+            f"{t['kl'].mean():.1f}", f"{t['perplexity'].mean():.0f}", f"{t['length'].mean():.0f}"])
+    return markdown(["policy", "win rate by level-1 judges", "by level-2 judges", "both",
+                     "share of draws in which it is first", "difference to l2-mean [95 %]",
+                     "p (Holm)", "smallest effect seen with power 0.8", "KL",
+                     f"perplexity (SFT {text['sft']['perplexity'].mean():.0f})", "length"], rows)
 
 
 def variance_table():
-    v = json.loads((HERE / "variance.json").read_text())
-    rows = [[name, f"{x['b']:+.2f}", f"{x['variance']:.1f}",
-             f"{x['variance'] / v['none']['variance']:.2f}", f"{x['signal']:.2f}"]
+    v = read("variance.json")
+    rows = [[name, f"{x['b']:+.2f}", f"{x['variance']:.0f}",
+             f"{x['variance'] / v['none']['variance']:.2f}", f"{x['signal']:.0f}"]
             for name, x in v.items() if isinstance(x, dict)]
-    return markdown(["baseline", "b", "variance", "relative to none", "squared norm of the mean"],
-                    rows)
+    return markdown(["baseline", "b", "variance of a batch's gradient", "relative to none",
+                     "squared norm of its mean"], rows)
 
 
 def controls_table():
     """Without training: each side against the SFT answer, by reward models that did not choose."""
-    c, rows = json.loads((HERE / "controls.json").read_text()), []
-    for side in c["lengths"]:
-        if side == "sft":
-            continue
-        d = [(np.array(s[side]) - s["sft"]) / np.std(s["sft"], ddof=1)
-             for judge, s in c["scores"].items() if judge not in side]
-        rows.append([side, len(d), cell(np.mean(d), interval(d)),
-                     f"{mean(c['lengths']['sft']):.1f} -> {mean(c['lengths'][side]):.1f}"])
-    return markdown(["answers", "judges", "difference to SFT [95 %]", "length"], rows)
+    c, rows = read("controls.json"), []
+    for side in [s for s in c["lengths"] if s != "sft"]:
+        d = np.array([(np.array(s[side]) - s["sft"]) / np.std(s["sft"], ddof=1)
+                      for s in c["scores"].values()]).mean(0)[None]
+        n = re.search(r"\d+", side)
+        kl = f"{math.log(int(n[0])) - 1 + 1 / int(n[0]):.2f}" if n else ""
+        rows.append([side, kl, cell(d.mean(), interval(d)), cell(wins(d).mean(), interval(wins(d)),
+                                                                 ""),
+                     *(f"{mean(c[k]['sft']):{f}} -> {mean(c[k][side]):{f}}"
+                       for k, f in (("lengths", ".0f"), ("ended", ".2f")))])
+    return markdown(["answers", "KL at most", "difference to SFT [95 %]", "win rate [95 %]",
+                     "length", "share that end"], rows)
+
+
+def distributions_table():
+    """Predicted distributions of validation answers. Rank correlations over answers."""
+    found = read("distributions.json")
+    rating, rows = np.array(found["ratings"]), []
+    half = len(rating) // 2
+    distance = abs(rating[:half] - rating[half:])
+    for name, p in found["p"].items():
+        p, scores = np.array(p), np.arange(1, 11)
+        p /= p.sum(1, keepdims=True)
+        m = p @ scores
+        sd = np.sqrt(np.maximum(p @ scores**2 - m**2, 0))
+        top = np.argsort(-p.mean(0))[:2]
+        entropy = -(p * np.log(np.maximum(p, 1e-12))).sum(1).mean()
+        rows.append([name, " and ".join(str(i + 1) for i in sorted(top)),
+                     f"{np.sort(p, 1)[:, -2:].sum(1).mean():.2f}", f"{m.mean():.2f}",
+                     f"{m.std(ddof=1):.2f}", f"{sd.mean():.2f}", f"{entropy:.2f}",
+                     f"{rank_correlation(m, rating):+.2f}",
+                     f"{rank_correlation(sd, abs(m - rating)):+.2f}",
+                     f"{rank_correlation((sd[:half] + sd[half:]) / 2, distance):+.2f}"])
+    return markdown(["reward model", "two commonest scores", "mass of an answer's two likeliest",
+                     "mean E[S]", "spread of E[S]", "mean SD[S]", "mean H[p], nats",
+                     "E[S] with rating", "SD[S] with its error",
+                     "SD[S] with rating distance"], rows)
+
+
+def overoptimise_table():
+    """Differences to step 0 in spreads at step 0, by the reward model of training and the other."""
+    looks = [read(path.name)["points"] for path in sorted(HERE.glob("overoptimise-s*.json"))]
+    rows = []
+    for points in zip(*looks):
+        d = {name: np.array([(np.array(at[name]) - run[0][name]) / np.std(run[0][name], ddof=1)
+                             for at, run in zip(points, looks)]) for name in ("proxy", "gold")}
+        rows.append([points[0]["step"], f"{mean(math.sqrt(max(0, x['kl'])) for x in points):.2f}",
+                     *(cell(x.mean(), interval(x)) for x in d.values()),
+                     f"{mean(x['length'] for x in points):.0f}",
+                     f"{mean(x['ended'] for x in points):.2f}"])
+    return markdown(["step", "sqrt(KL)", "by its own reward model [95 %]",
+                     "by the one of the other half [95 %]", "length", "share that end"], rows)
+
+
+def blind_table():
+    """Both readers' verdicts on both sheets; how often they agree, and Cohen's kappa."""
+    rows, folder = [], HERE / "blind"
+    for key in sorted(folder.glob("*.key.json")):
+        policy = key.name.removesuffix(".key.json")
+        verdicts = [read_blind(folder / f"{policy}-reader-{i}.blind.md", key) for i in (1, 2)]
+        a, b = (np.array([v[n] for n in verdicts[0]]) for v in verdicts)
+        chance = sum((a == k).mean() * (b == k).mean() for k in (-1, 0, 1))
+        for i, v in enumerate((a, b), 1):
+            points, n = (v == 1).sum() + (v == 0).sum() / 2, len(v)
+            rows.append([policy, i, *((v == k).sum() for k in (1, 0, -1)),
+                         cell(points / n, wilson(points, n), ""), f"{(a == b).mean():.2f}",
+                         f"{((a == b).mean() - chance) / (1 - chance):.2f}"])
+    return markdown(["policy", "reader", "wins", "ties", "losses", "win rate [95 %]",
+                     "readers agree", "kappa"], rows)
+
+
+def human_table(name):
+    rows = [[rm, file, m["n"], cell(m["accuracy"], m["accuracy_interval"], ""),
+             cell(m["longer_accuracy"], m["longer_interval"], ""),
+             cell(m["gain"], m["gain_interval"]), f"{m['loss']:.3f} ({m['chance_loss']:.3f})"]
+            for rm, files in read(name).items() for file, m in files.items()]
+    return markdown(["reward model", "pairs of", "n", "accuracy [95 %]", "longer answer [95 %]",
+                     "above it [95 %]", "loss (chance)"], rows)
+
+
+def samples_text(folder, count=4):
+    """The first held-out prompts with both answers, from a run's samples.md, never chosen."""
+    text = (HERE / folder / "samples.md").read_text(encoding="utf-8")
+    return "\n".join(text.split("## ")[:count + 1]).replace(f"## {count}", "")
 
 
 def tables():
     """{name: markdown} of what there are results for."""
     runs = read_runs()
-    made = {"models": models_table(runs), "levels": policies_table(runs, r"l1|l2-\w+"),
-            "ablations": policies_table(runs, r"l1|l1-(baseline|beta|lr|eos|steps)-.*"),
-            "shuffled": policies_table(runs, r"l1-shuffled")}
-    for name, make in (("judge-s0", judge_table), ("variance", variance_table),
-                       ("controls", controls_table)):
-        if (HERE / f"{name}.json").exists():
-            made[name.split("-")[0]] = make()
+    made = {"models": models_table(runs, r"rm[12](-strict|-anchor|-shuffled)?"),
+            "curve": models_table(runs, r"rm[12](-pairs-\d+)?"),
+            "levels": policies_table(runs, r"l1|l2-\w+"),
+            "ablations": policies_table(runs, r"l1|l2-mean|l[12]-(baseline|beta|lr|eos)-.*"),
+            "shuffled": policies_table(runs, r"l1|l1-shuffled"),
+            "main": policies_table(runs, r"l1|l2-mean")}
+    for name, file, make in (
+            ("judge", "judge-s0.json", judge_table), ("ranking", "judge-s0.json", ranking_table),
+            ("variance", "variance.json", variance_table),
+            ("controls", "controls.json", controls_table),
+            ("distributions", "distributions.json", distributions_table),
+            ("overoptimise", "overoptimise-s0.json", overoptimise_table),
+            ("human", "human-validation.json", lambda: human_table("human-validation.json")),
+            ("test", "human-test.json", lambda: human_table("human-test.json")),
+            ("blind", "blind/l2-mean-reader-2.blind.md", blind_table)):
+        if (HERE / file).exists():
+            made[name] = make()
     return made
 
 
 def with_tables(text):
-    """The report with each table made again."""
+    """A text with each of its tables made again."""
     made = tables()
     return re.sub(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)",
                   lambda m: f"{m[1]}{made[m[2]]}\n{m[3]}", text, flags=re.S)
 
 
-def picture(path):
-    """Reward against step and against sqrt(KL), a line a run, for both levels."""
+# ----- pictures -----
+
+def pictures():
+    """training.png: reward by step, and over-optimisation against sqrt(KL);
+    distributions.png: mean predicted distribution of every level-2 reward model."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
-    for name, line, grey, dot in (("l1", "-", "0.0", "o"), ("l2-mean", "--", "0.5", "s")):
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for name, line, grey in (("l1", "-", "0.0"), ("l2-mean", "--", "0.5")):
         for i, run in enumerate(read_runs().get(name, [])):
-            reward = [m["reward"] for m in run["steps"]]
-            label = name if i == 0 else None
-            axes[0].plot([m["step"] for m in run["steps"]], reward, line, color=grey, label=label)
-            axes[1].plot([math.sqrt(max(0, m["kl"])) for m in run["steps"]], reward, dot,
-                         color=grey, label=label, markersize=4)
+            axes[0].plot([m["step"] for m in run["steps"]], [m["reward"] for m in run["steps"]],
+                         line, color=grey, label=name if i == 0 else None)
     axes[0].set(xlabel="step", ylabel="KL-shaped reward, in SFT spreads")
-    axes[1].set(xlabel="square root of KL to SFT")
     axes[0].legend()
-    figure.savefig(path, dpi=120)
+    for name, dot, grey in (("proxy", "o", "0.0"), ("gold", "s", "0.6")):
+        for i, path in enumerate(sorted(HERE.glob("overoptimise-s*.json"))):
+            points = read(path.name)["points"]
+            first = np.array(points[0][name])
+            axes[1].plot([math.sqrt(max(0, x["kl"])) for x in points],
+                         [(np.mean(x[name]) - first.mean()) / first.std(ddof=1) for x in points],
+                         "-" + dot, color=grey, markersize=4, label={
+                             "proxy": "the reward model of training",
+                             "gold": "the one of the other half"}[name] if i == 0 else None)
+    axes[1].set(xlabel="square root of KL to SFT", ylabel="held-out difference, in SFT spreads")
+    axes[1].legend()
+    figure.savefig(HERE / "training.png", dpi=120)
+    if (HERE / "distributions.json").exists():
+        found = read("distributions.json")["p"]
+        figure, axes = plt.subplots(-(-len(found) // 5), min(5, len(found)), figsize=(9, 5),
+                                    layout="constrained", sharex=True, sharey=True, squeeze=False)
+        for axis, (name, p) in zip(axes.flat, found.items()):
+            axis.bar(range(1, 11), np.mean(p, 0), color="0.4")
+            axis.set_title(name, fontsize=9)
+        figure.supxlabel("score")
+        figure.supylabel("mean predicted probability")
+        figure.savefig(HERE / "distributions.png", dpi=120)
 
 
 def main():
-    path = HERE.parent / "REPORT.md"
-    path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
-    picture(HERE / "reward.png")
+    for name in ("REPORT.md", "README.md"):
+        path = HERE.parent / name
+        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+    pictures()
 
 
 if __name__ == "__main__":
