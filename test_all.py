@@ -45,6 +45,7 @@ from reward import (InputError, Pair, RewardConfig, bradley_terry_loss, calibrat
                     distributional_loss, encode_pairs, encode_prompt, load_pairs, log_win_prob,
                     pair_loss, rating_loss, read_pairs, score_logits, to_pair, train_reward_model,
                     wilson)
+from results import report
 
 HERE = Path(__file__).resolve().parent
 EOS = 2
@@ -1519,3 +1520,49 @@ def test_command_line_ends_with_one_line_and_code_2(sft, tmp_path):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.startswith("error: missing.jsonl cannot be read")
     assert done.stderr.count("\n") == 1
+
+
+# ----- the report -----
+
+@pytest.mark.parametrize("name", ["REPORT.md", "README.md"])
+def test_the_tables_equal_what_the_results_make(name):
+    text = (HERE / name).read_text(encoding="utf-8")
+    assert text.count("<!-- table ") == text.count("<!-- end -->") >= 1
+    assert report.with_tables(text) == text, "run python results/report.py"
+
+
+def test_a_table_follows_its_results(tmp_path, monkeypatch):
+    """Not a copy of the text: another score in a verdict is another number in the table."""
+    shutil.copytree(HERE / "results", tmp_path / "results")
+    path = tmp_path / "results/l1-s0/verdict.json"
+    verdict = json.loads(path.read_text())
+    before = report.policies_table(report.read_runs(), "l1")
+    verdict["scores"]["aligned"] = [x + 2.0 for x in verdict["scores"]["aligned"]]
+    path.write_text(json.dumps(verdict))
+    monkeypatch.setattr(report, "HERE", tmp_path / "results")
+    after = report.policies_table(report.read_runs(), "l1")
+
+    def number(table):
+        return float(table.splitlines()[-1].split("|")[3].split()[0])
+    seeds = len(report.read_runs()["l1"])
+    assert number(after) - number(before) == pytest.approx(2 / verdict["unit"] / seeds, abs=0.011)
+
+
+def test_the_bootstrap_draws_seeds_and_prompts():
+    values = np.random.default_rng(1).normal(size=(3, 40)) + np.array([[0.0], [1.0], [5.0]])
+    drawn = report.resample(values, 4000)
+    rng = np.random.default_rng(2)  # the same by a plain loop
+    loop = [np.mean([[values[s, n] for n in rng_n] for s in rng_s]) for rng_s, rng_n in
+            ((rng.integers(0, 3, 3), rng.integers(0, 40, 40)) for _ in range(2000))]
+    assert drawn.mean() == pytest.approx(values.mean(), abs=0.1)
+    assert drawn.std() == pytest.approx(np.std(loop), rel=0.1)
+    assert drawn.std() > 3 * values.mean(0).std() / 40**0.5  # seeds weigh, not prompts alone
+
+
+def test_holm_and_equal_length_and_rank_correlation_by_hand():
+    assert report.holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx(
+        [0.03, 0.06, 0.06, 0.02])
+    x = np.random.default_rng(0).normal(size=(2, 30))
+    value, bounds = report.at_equal_length(0.7 - 2 * x, x)
+    assert value == pytest.approx(0.7) and bounds == pytest.approx([0.7, 0.7])
+    assert report.rank_correlation([1, 2, 3, 4], [10, 30, 20, 40]) == pytest.approx(0.8)
