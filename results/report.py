@@ -287,21 +287,33 @@ def overoptimise_table():
                      "by the one of the other half [95 %]", "length", "share that end"], rows)
 
 
+def blind_points(policy, seed):
+    """(readers, N): 1 won, 1/2 tie, 0 lost, in the order of the prompts, which eval.py shuffled."""
+    sheets = sorted((HERE / "blind").glob(f"{policy}-s{seed}-reader-*.blind.md"))
+    won = np.array([[*read_blind(s, HERE / f"blind/{policy}-s{seed}.key.json").values()]
+                    for s in sheets])
+    shuffled = np.random.default_rng(7 + seed).permutation(won.shape[1])
+    return (won[:, np.argsort(shuffled)] + 1) / 2
+
+
 def blind_table():
-    """Both readers' verdicts on both sheets; how often they agree, and Cohen's kappa."""
-    rows, folder = [], HERE / "blind"
-    for key in sorted(folder.glob("*.key.json")):
-        policy = key.name.removesuffix(".key.json")
-        verdicts = [read_blind(folder / f"{policy}-reader-{i}.blind.md", key) for i in (1, 2)]
-        a, b = (np.array([v[n] for n in verdicts[0]]) for v in verdicts)
-        chance = sum((a == k).mean() * (b == k).mean() for k in (-1, 0, 1))
-        for i, v in enumerate((a, b), 1):
-            points, n = (v == 1).sum() + (v == 0).sum() / 2, len(v)
-            rows.append([policy, i, *((v == k).sum() for k in (1, 0, -1)),
-                         cell(points / n, wilson(points, n), ""), f"{(a == b).mean():.2f}",
-                         f"{((a == b).mean() - chance) / (1 - chance):.2f}"])
-    return markdown(["policy", "reader", "wins", "ties", "losses", "win rate [95 %]",
-                     "readers agree", "kappa"], rows)
+    """Each sheet by each reader, with Cohen's kappa; all sheets of a policy, readers averaged."""
+    rows, sheets = [], sorted((HERE / "blind").glob("*.key.json"))
+    names = sorted({s.name.partition("-s")[0] for s in sheets})
+    for policy in names:
+        points = {s: blind_points(policy, s) for s in range(3)
+                  if (HERE / f"blind/{policy}-s{s}.key.json").exists()}
+        for seed, p in points.items():
+            agree = (p[0] == p[1]).mean()
+            chance = sum((p[0] == k).mean() * (p[1] == k).mean() for k in (0, 0.5, 1))
+            for i, x in enumerate(p, 1):
+                rows.append([policy, seed, i, *((x == k).sum() for k in (1, 0.5, 0)),
+                             cell(x.mean(), wilson(x.sum(), len(x)), ""),
+                             f"{(agree - chance) / (1 - chance):.2f}"])
+        both = np.stack([p.mean(0) for p in points.values()])                          # (S, N)
+        rows.append([policy, "all", "both", "", "", "", cell(both.mean(), interval(both), ""), ""])
+    return markdown(["policy", "seed", "reader", "wins", "ties", "losses", "win rate [95 %]",
+                     "kappa"], rows)
 
 
 def human_table(name):
@@ -336,7 +348,7 @@ def tables():
             ("overoptimise", "overoptimise-s0.json", overoptimise_table),
             ("human", "human-validation.json", lambda: human_table("human-validation.json")),
             ("test", "human-test.json", lambda: human_table("human-test.json")),
-            ("blind", "blind/l2-mean-reader-2.blind.md", blind_table)):
+            ("blind", "blind/l2-mean-s0-reader-2.blind.md", blind_table)):
         if (HERE / file).exists():
             made[name] = make()
     return made

@@ -90,13 +90,14 @@ judge() {  # every policy by every reward model; those of other seeds never met 
     python eval.py --policies $policies --rewards runs/rm{1,2}-s{0,1,2} --seeds "$s" --out "results/judge-s$s"
   done
 }
-blind() {  # two sheets to be read; see results/blind/RUBRIC.md
-  for p in l1 l2-mean; do
-    python eval.py --policies $p=runs/$p-s0 --rewards runs/rm1-s1 --eval_prompts 64 --max_new 128 --seeds 7 \
-      --blind $p --out results/blind/$p
+blind() {  # sheets to be read; see results/blind/RUBRIC.md. Sampling seeds that nothing else uses
+  for s in $seeds; do
+    for p in l1 l2-mean; do
+      python eval.py --policies $p=runs/$p-s$s --rewards runs/rm1-s$(((s + 1) % 3)) --eval_prompts 64 --max_new 128 \
+        --seeds $((7 + s)) --blind $p --out results/blind/$p-s$s
+    done
   done
 }
-
 human() {  # human HH HELPSTEER: choose a level-1 reward model on validation pairs, confirm the choice once on test pairs
   python results/experiments.py split "$@"
   hh=runs/human-$(basename "$1") hs=runs/human-$(basename "$2")
