@@ -316,6 +316,34 @@ def blind_table():
                      "kappa"], rows)
 
 
+def agreement_table():
+    """Of the answers that were read and that a reader could tell apart: how often a reward model
+    that never met the policy prefers the same one. All sheets of a policy, both readers."""
+    rows = []
+    for policy in ("l1", "l2-mean"):
+        said = defaultdict(list)
+        for path in sorted((HERE / "blind").glob(f"{policy}-s*.json")):
+            if ".key." in path.name:
+                continue
+            result, seed = json.loads(path.read_text()), int(path.stem[-1])
+            points = blind_points(policy, seed)                                   # (readers, N)
+            by = {f"level {rm[2]}": np.subtract(s[policy][0], s["sft"][0])
+                  for rm, s in result["scores"].items()}
+            by["the shorter answer"] = -np.subtract(*(result["lengths"][k][0]
+                                                      for k in (policy, "sft")))
+            for name, d in by.items():
+                for p in points:
+                    said[name] += [(sign > 0, q > 0.5) for sign, q in zip(d, p) if q != 0.5]
+        for name, pairs in sorted(said.items()):
+            mine, theirs = np.array(pairs).T
+            rows.append([policy, name, len(pairs), f"{theirs.mean():.2f}", f"{mine.mean():.2f}",
+                         f"{(mine == theirs).mean():.2f}",
+                         f"{theirs[mine].mean():.2f}", f"{theirs[~mine].mean():.2f}"])
+    return markdown(["policy", "judge", "verdicts", "readers prefer the policy",
+                     "the judge does", "they agree", "readers, where the judge does",
+                     "readers, where it does not"], rows)
+
+
 def human_table(name):
     rows = [[rm, file, m["n"], cell(m["accuracy"], m["accuracy_interval"], ""),
              cell(m["longer_accuracy"], m["longer_interval"], ""),
@@ -348,6 +376,7 @@ def tables():
             ("overoptimise", "overoptimise-s0.json", overoptimise_table),
             ("human", "human-validation.json", lambda: human_table("human-validation.json")),
             ("test", "human-test.json", lambda: human_table("human-test.json")),
+            ("agreement", "blind/l2-mean-s0-reader-2.blind.md", agreement_table),
             ("blind", "blind/l2-mean-s0-reader-2.blind.md", blind_table)):
         if (HERE / file).exists():
             made[name] = make()

@@ -93,8 +93,8 @@ judge() {  # every policy by every reward model; those of other seeds never met 
 blind() {  # sheets to be read; see results/blind/RUBRIC.md. Sampling seeds that nothing else uses
   for s in $seeds; do
     for p in l1 l2-mean; do
-      python eval.py --policies $p=runs/$p-s$s --rewards runs/rm1-s$(((s + 1) % 3)) --eval_prompts 64 --max_new 128 \
-        --seeds $((7 + s)) --blind $p --out results/blind/$p-s$s
+      python eval.py --policies $p=runs/$p-s$s --rewards runs/rm{1,2}-s$(((s + 1) % 3)) --eval_prompts 64 \
+        --max_new 128 --seeds $((7 + s)) --blind $p --out results/blind/$p-s$s
     done
   done
 }
