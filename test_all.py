@@ -45,7 +45,7 @@ from reward import (InputError, Pair, RewardConfig, bradley_terry_loss, calibrat
                     distributional_loss, encode_pairs, encode_prompt, load_pairs, log_win_prob,
                     pair_loss, rating_loss, read_pairs, score_logits, to_pair, train_reward_model,
                     wilson)
-from results import report
+from results import experiments, report
 
 HERE = Path(__file__).resolve().parent
 EOS = 2
@@ -1557,6 +1557,17 @@ def test_the_bootstrap_draws_seeds_and_prompts():
     assert drawn.mean() == pytest.approx(values.mean(), abs=0.1)
     assert drawn.std() == pytest.approx(np.std(loop), rel=0.1)
     assert drawn.std() > 3 * values.mean(0).std() / 40**0.5  # seeds weigh, not prompts alone
+
+
+@pytest.mark.parametrize("b", [0.0, 0.7])
+def test_the_spread_of_the_gradient_is_that_of_plain_vectors(b):
+    g0, g1 = np.random.default_rng(0).normal(size=(2, 12, 5)) + 0.3
+    g = g1 - b * g0                                                  # (batches, parameters)
+    products = torch.tensor([[(x * y).sum(1).mean() for y in (g0, g1)] for x in (g0, g1)])
+    means = torch.tensor([[x.mean(0) @ y.mean(0) for y in (g0, g1)] for x in (g0, g1)])
+    trace, signal = experiments.spread_of_gradient(products, means, len(g), b)
+    assert trace == pytest.approx(g.var(0, ddof=1).sum())
+    assert signal == pytest.approx((g.mean(0) ** 2).sum() - trace / len(g))
 
 
 def test_holm_and_equal_length_and_rank_correlation_by_hand():

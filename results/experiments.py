@@ -4,6 +4,7 @@
     python results/experiments.py variance       # of the gradient, by baseline
     python results/experiments.py distributions  # what level-2 reward models predict
     python results/experiments.py overoptimise 0 # a policy on one half of the pairs, judged by both
+    python results/experiments.py onpolicy       # pairs "written > sampled": runs/onpolicy.jsonl
     python results/experiments.py split FILE...  # human pairs: runs/human-*.jsonl and runs/test-*
     python results/experiments.py judge NAME RM FILE...   # reward models on every pair of a file
 
@@ -85,12 +86,19 @@ def controls(brief=" Answer in one short sentence.", n=16):
 
 # ----- variance of the gradient by baseline: about 12 minutes -----
 
+def spread_of_gradient(products, means, n, b):
+    """(trace of the covariance of a batch's gradient G1 - b G0, squared norm of its mean), without
+    bias, from (2, 2) inner products: the mean of Gi . Gj over n batches, and mean Gi . mean Gj."""
+    w = torch.tensor([-b, 1.0], dtype=torch.float64)
+    trace = (w @ (products - means) @ w).item() * n / (n - 1)
+    return trace, (w @ means @ w).item() - trace / n
+
+
 def variance(batches=20):
     """At equal batches of SFT answers. A batch's gradient is G1 - b G0 with G1 = mean R grad log pi
     and G0 = mean grad log pi, so one pass gives it for every b: 0 (none), the mean reward of SFT
     answers (where `ema` and `mean` start, and stay near while the policy moves little), and the b
-    of least variance. At the SFT model the KL term is 0. The trace of the covariance of a batch's
-    gradient and the squared norm of its mean, both without bias."""
+    of least variance. At the SFT model the KL term is 0."""
     cfg = ReinforceConfig(level=1)
     train, _, tokenizer, sft, *_ = setup(cfg)
     eos = tokenizer.eos_token_id
@@ -123,14 +131,12 @@ def variance(batches=20):
                                   for i in (0, 1)]) / batches
     means = torch.tensor([[dot(total[i], total[j]) for j in (0, 1)] for i in (0, 1)],
                          dtype=torch.float64)
-    scatter = (products - means) * batches / (batches - 1)  # unbiased covariance traces
+    scatter = products - means
     result = {"batches": batches, "batch": cfg.batch, "unit": unit.item()}
     for name, b in (("none", 0.0), ("mean SFT reward", torch.cat(rewards).mean().item()),
                     ("least variance", (scatter[0, 1] / scatter[0, 0]).item())):
-        w = torch.tensor([-b, 1.0], dtype=torch.float64)
-        trace = (w @ scatter @ w).item()
-        result[name] = {"b": b, "variance": trace,
-                        "signal": (w @ means @ w).item() - trace / batches}
+        trace, signal = spread_of_gradient(products, means, batches, b)
+        result[name] = {"b": b, "variance": trace, "signal": signal}
     keep("variance", result)
 
 
@@ -190,6 +196,28 @@ def overoptimise(seed, steps=40, every=4):
                  lambda metrics: None, look)
 
 
+# ----- pairs from the policy itself: about 10 minutes -----
+
+def onpolicy(draws=4):
+    """For each training prompt the first of `draws` SFT samples that ends within 128 tokens, as the
+    rejected answer to the prompt's chosen one."""
+    cfg = ReinforceConfig(max_new=128, micro_batch=16)
+    train, _, tokenizer, sft, *_ = setup(cfg)
+    eos, rows, open_pairs = tokenizer.eos_token_id, [], train
+    policy = frozen(load_model(AutoModelForCausalLM, sft, cfg.device))
+    for seed in range(draws):
+        prompts = [encode_prompt(tokenizer, p.messages) for p in open_pairs]
+        answers = answer_all(policy, prompts, [p.key for p in open_pairs], seed, EVAL_STEP, cfg,
+                             eos, f"draw {seed}")
+        for p, a in zip(open_pairs, answers):
+            if a[-1] == eos and (text := tokenizer.decode(a[:-1]).strip()):
+                rows.append({"prompt": p.messages, "chosen": p.chosen, "rejected": text})
+        done = {id(p) for p, a in zip(open_pairs, answers) if a[-1] == eos}
+        open_pairs = [p for p in open_pairs if id(p) not in done]
+    Path("runs/onpolicy.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    print(f"runs/onpolicy.jsonl: {len(rows)} pairs")
+
+
 # ----- human preferences -----
 
 def split(*files):
@@ -227,7 +255,8 @@ def judge(name, rm, *files):
 
 def main():
     name, *values = sys.argv[1:] or [""]
-    todo = {f.__name__: f for f in (controls, variance, distributions, overoptimise, split, judge)}
+    parts = controls, variance, distributions, overoptimise, onpolicy, split, judge
+    todo = {part.__name__: part for part in parts}
     if name not in todo:
         raise SystemExit(__doc__)
     todo[name](*values)
