@@ -63,7 +63,7 @@ def controls(brief=" Answer in one short sentence.", n=16):
     prompts, keys = held_out_prompts(tokenizer, val, cfg)
     asked = {p.key: encode_prompt(tokenizer, [*p.messages[:-1], p.messages[-1] | {
         "content": p.messages[-1]["content"] + brief}]) for p in val}
-    policy, eos = frozen(load_model(AutoModelForCausalLM, sft, cfg.device)), tokenizer.eos_token_id
+    policy, eos = load_model(AutoModelForCausalLM, sft, cfg.device), tokenizer.eos_token_id
 
     def answers(x, seed, what):
         return answer_all(policy, x, keys, seed, EVAL_STEP, cfg, eos, what)
@@ -204,7 +204,7 @@ def onpolicy(draws=4):
     cfg = ReinforceConfig(max_new=128, micro_batch=16)
     train, _, tokenizer, sft, *_ = setup(cfg)
     eos, rows, open_pairs = tokenizer.eos_token_id, [], train
-    policy = frozen(load_model(AutoModelForCausalLM, sft, cfg.device))
+    policy = load_model(AutoModelForCausalLM, sft, cfg.device)
     for seed in range(draws):
         prompts = [encode_prompt(tokenizer, p.messages) for p in open_pairs]
         answers = answer_all(policy, prompts, [p.key for p in open_pairs], seed, EVAL_STEP, cfg,

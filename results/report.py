@@ -98,25 +98,25 @@ def differences(runs):
                           run["verdict"]["same"])] for run in runs])
 
 
-def judged():
-    """{policy: {kind of judge: (S, N)}}: aligned minus SFT in SFT spreads, averaged over the reward
-    models of a kind. 'own' trained the policy; 'same level' and 'other level' have other seeds than
-    it; and {policy: {"longer": (S, N), "both end": (S, N)}}."""
+def judged(policies):
+    """The seeds in which all of `policies` were judged -> ({policy: {kind of judge: (S, N)}},
+    {policy: {statistic: (S,) or (S, N)}}).
+
+    Aligned minus SFT in SFT spreads, and wins, averaged over the reward models of a kind; all have
+    other seeds than the policy, so that none of them trained it."""
     d, text = (defaultdict(lambda: defaultdict(list)) for _ in range(2))
-    for seed, path in enumerate(sorted(HERE.glob("judge-s*.json"))):
+    for path in sorted(HERE.glob("judge-s*.json")):
         result = json.loads(path.read_text())
+        if not set(policies) <= set(result["policies"]):
+            continue
         lengths = {name: np.array(x[0]) for name, x in result["lengths"].items()}
-        for name in [n for n in result["policies"] if n != "sft"]:
+        for name in policies:
             kinds = defaultdict(list)
             for rm, scores in result["scores"].items():
-                sft, own_level = np.array(scores["sft"][0]), rm[2] == name[1]
+                sft = np.array(scores["sft"][0])
                 x = (np.array(scores[name][0]) - sft) / sft.std(ddof=1)
                 x[abs(x) < 1e-5] = 0  # the same answer
-                if not rm.endswith(f"s{seed}"):
-                    kinds["same level" if own_level else "other level"].append(x)
-                    kinds[f"level {rm[2]}"].append(x)
-                elif own_level:
-                    kinds["own"].append(x)
+                kinds[f"level {rm[2]}"].append(x)
             for kind, x in kinds.items():
                 d[name][kind].append(np.mean(x, 0))
                 d[name][kind + ", wins"].append(np.mean([wins(y) for y in x], 0))
@@ -125,7 +125,7 @@ def judged():
                                           < result["settings"]["max_new"])
             for key, value in result["policies"][name].items():
                 text[name][key].append(value)
-            text["sft"]["perplexity"].append(result["policies"]["sft"]["perplexity"])
+        text["sft"]["perplexity"].append(result["policies"]["sft"]["perplexity"])
     return ({name: {k: np.array(v) for k, v in kinds.items()} for name, kinds in x.items()}
             for x in (d, text))
 
@@ -180,25 +180,26 @@ def policies_table(runs, pattern):
 
 
 def judge_table():
-    """A policy by its own reward model, those of its level and those of the other, other seeds."""
-    d, text = judged()
+    """A policy by the reward models of other seeds, of its own level and of the other."""
+    d, text = judged(("l1", "l2-mean"))
     rows = []
-    for name in ("l1", "l2-mean"):
-        for kind in ("own", "same level", "other level"):
+    for name in d:
+        both = text[name]["both end"]
+        for kind in ("level 1", "level 2"):
             x, w = d[name][kind], d[name][kind + ", wins"]
-            both = text[name]["both end"]
-            rows.append([name, kind, cell(x.mean(), interval(x)), cell(w.mean(), interval(w), ""),
+            rows.append([name, len(x), kind, cell(x.mean(), interval(x)),
+                         cell(w.mean(), interval(w), ""),
                          cell(*at_equal_length(x, text[name]["longer"])),
                          f"{x[both].mean():+.2f} ({both.sum()})"])
-    return markdown(["policy", "judges", "difference to SFT [95 %]", "win rate [95 %]",
+    return markdown(["policy", "seeds", "judges", "difference to SFT [95 %]", "win rate [95 %]",
                      "difference at equal length [95 %]", "where both answers end (n)"], rows)
 
 
 def ranking_table():
     """All policies on one scale: win rate against SFT by reward models that never met them, the two
     levels weighing the same; ranks and differences to l2-mean from the same draws for all."""
-    d, text = judged()
-    names = list(d)
+    names = ["l1", "l2-mean", "l2-win", "l2-variance", "l2-entropy", "l2-entropic"]
+    d, text = judged(names)
     both = np.stack([(d[n]["level 1, wins"] + d[n]["level 2, wins"]) / 2 for n in names], -1)
     drawn, base = resample(both), names.index("l2-mean")
     gap = drawn - drawn[:, [base]]
@@ -211,12 +212,12 @@ def ranking_table():
         t = text[names[i]]
         versus = "" if i == base else cell(both[..., i].mean() - both[..., base].mean(),
                                            np.quantile(gap[:, i], [0.025, 0.975]))
-        rows.append([names[i], *(cell(x.mean(), interval(x), "") for x in (
+        rows.append([names[i], len(both), *(cell(x.mean(), interval(x), "") for x in (
             d[names[i]]["level 1, wins"], d[names[i]]["level 2, wins"], both[..., i])),
             f"{first[i]:.2f}", versus, "" if i == base else f"{adjusted[i]:.2f}",
             f"{2.8 * gap[:, i].std():.2f}" if i != base else "",
             f"{t['kl'].mean():.1f}", f"{t['perplexity'].mean():.0f}", f"{t['length'].mean():.0f}"])
-    return markdown(["policy", "win rate by level-1 judges", "by level-2 judges", "both",
+    return markdown(["policy", "seeds", "win rate by level-1 judges", "by level-2 judges", "both",
                      "share of draws in which it is first", "difference to l2-mean [95 %]",
                      "p (Holm)", "smallest effect seen with power 0.8", "KL",
                      f"perplexity (SFT {text['sft']['perplexity'].mean():.0f})", "length"], rows)

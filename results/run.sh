@@ -83,11 +83,13 @@ extra() {
   python results/experiments.py distributions
   for s in $seeds; do python results/experiments.py overoptimise "$s"; done
 }
-judge() {  # every policy by every reward model; those of other seeds never met the policy
+judge() {  # every policy by the reward models of the other seeds, which never met it
   for s in $seeds; do
     policies=l1=runs/l1-s$s
     for r in mean win variance entropy entropic; do policies+=" l2-$r=runs/l2-$r-s$s"; done
-    python eval.py --policies $policies --rewards runs/rm{1,2}-s{0,1,2} --seeds "$s" --out "results/judge-s$s"
+    rewards=
+    for o in 0 1 2; do [ $o = "$s" ] || rewards+=" runs/rm1-s$o runs/rm2-s$o"; done
+    python eval.py --policies $policies --rewards $rewards --seeds "$s" --out "results/judge-s$s"
   done
 }
 blind() {  # sheets to be read; see results/blind/RUBRIC.md. Sampling seeds that nothing else uses
