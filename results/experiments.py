@@ -5,12 +5,14 @@
     python results/experiments.py distributions  # what level-2 reward models predict
     python results/experiments.py overoptimise 0 # a policy on one half of the pairs, judged by both
     python results/experiments.py onpolicy       # pairs "written > sampled": runs/onpolicy.jsonl
+    python results/experiments.py shuffle 0      # wrong labels: runs/shuffled-0.jsonl
     python results/experiments.py split FILE...  # human pairs: runs/human-*.jsonl and runs/test-*
     python results/experiments.py judge NAME RM FILE...   # reward models on every pair of a file
 
-Each writes results/NAME.json. Times are for one CPU core.
+The first four and `judge` write results/NAME.json. Times are for one CPU core.
 """
 import json
+import random
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from reinforce import (EVAL_STEP, ReinforceConfig, answer_all, calibrate,  # noqa: E402
                        prompt_batches, read_scores, sample, sampling_copy, sequence_logprobs,
                        token_logprobs, train_policy, uniforms, usable_prompts)
-from reward import (RewardConfig, encode_pairs, encode_prompt, find_sft, frozen,  # noqa: E402
-                    get_reward_model, load_model, load_pairs, load_reward_model, load_tokenizer,
-                    read_pairs, run_cli, score_all, validate, write_whole)
+from reward import (DEMO_DATA, VAL_SHARE, RewardConfig, encode_pairs,  # noqa: E402
+                    encode_prompt, find_sft, frozen, get_reward_model, load_model, load_pairs,
+                    load_reward_model, load_tokenizer, read_pairs, run_cli, score_all, to_pair,
+                    validate, write_whole)
 
 HERE = Path(__file__).resolve().parent
 
@@ -55,9 +58,9 @@ def score(rm, prompts, answers, cfg, what):
 # ----- without training: about 20 minutes -----
 
 def controls(brief=" Answer in one short sentence.", n=16):
-    """Of 96 held-out prompts: the SFT answer, the best of 4 and of 16 SFT answers by runs/rm1-s0,
-    and an answer to the prompt with `brief` behind it; all scored as answers to the prompt itself
-    by reward models that chose nothing. KL of best-of-n: log n - (n - 1) / n nats at most."""
+    """Of 96 held-out prompts: an SFT answer, the best of 4 and of 16 others by runs/rm1-s0, and an
+    answer to the prompt with `brief` behind it; all scored as answers to the prompt itself by
+    reward models of other seeds. KL of best-of-n: log n - (n - 1) / n nats at most."""
     cfg = ReinforceConfig(micro_batch=16)
     _, val, tokenizer, sft, *_ = setup(cfg)
     prompts, keys = held_out_prompts(tokenizer, val, cfg)
@@ -67,17 +70,18 @@ def controls(brief=" Answer in one short sentence.", n=16):
 
     def answers(x, seed, what):
         return answer_all(policy, x, keys, seed, EVAL_STEP, cfg, eos, what)
-    drawn = [answers(prompts, i, f"sample {i}") for i in range(n)]
+    drawn = [answers(prompts, i + 1, f"sample {i}") for i in range(n)]
     selector = load_reward_model("runs/rm1-s0", 1, cfg, tokenizer)
     scores = torch.stack([score(selector, prompts, y, cfg, "select") for y in drawn])     # (n, N)
-    sides = {"sft": drawn[0], "brief": answers([asked[k] for k in keys], 0, "brief")}
+    sides = {"sft": answers(prompts, 0, "SFT"),
+             "brief": answers([asked[k] for k in keys], 0, "brief")}
     for k in (4, n):
         best = scores[:k].argmax(0)
         sides[f"best of {k}"] = [drawn[i][j] for j, i in enumerate(best)]
     result = {"prompts": keys, "scores": {},
               "lengths": {name: [len(a) for a in y] for name, y in sides.items()},
               "ended": {name: [a[-1] == eos for a in y] for name, y in sides.items()}}
-    for judge in ("rm1-s1", "rm1-s2", "rm2-s0", "rm2-s1", "rm2-s2"):
+    for judge in ("rm1-s1", "rm1-s2", "rm2-s1", "rm2-s2"):
         rm = load_reward_model(f"runs/{judge}", None, cfg, tokenizer)
         result["scores"][judge] = {name: score(rm, prompts, y, cfg, judge).tolist()
                                    for name, y in sides.items()}
@@ -159,15 +163,19 @@ def distributions():
 # ----- over-optimisation: about 25 minutes -----
 
 def overoptimise(seed, steps=40, every=4):
-    """REINFORCE, level 1, 40 steps, on a reward model of one half of the training pairs; every 4
-    steps 64 held-out answers are scored by it and by a second one, of the other half and another
-    seed, which the policy never meets (the gold and the proxy of Gao et al. 2022)."""
+    """REINFORCE, level 1, without a KL penalty, on a reward model of one half of the training
+    pairs; every 4 steps 64 held-out answers are scored by it and by a second one, of the other half
+    and another seed, which the policy never meets. A gap shows what is learnt of one half's noise;
+    what both halves have in common, such as a liking for answers that end, it cannot show: the
+    second is no gold standard that labels the data, as in Gao et al. 2022."""
     seed = int(seed)
-    cfg = ReinforceConfig(level=1, steps=steps, save_every=every, eval_prompts=64, seed=seed)
+    cfg = ReinforceConfig(level=1, steps=steps, save_every=every, eval_prompts=64, seed=seed,
+                          beta=0.0)
     train, val, tokenizer, sft, sft_source, source = setup(cfg)
     eos, rms = tokenizer.eos_token_id, {}
-    for half, name in enumerate(("proxy", "gold")):
-        own = replace(cfg, rm=f"runs/rm1-{name}-s{seed}", rm_seed=seed + 100 * half, save_every=5)
+    for half, name in enumerate(("own", "other")):
+        own = replace(cfg, rm=f"runs/rm1-half-{name}-s{seed}", rm_seed=seed + 100 * half,
+                      save_every=5)
         rms[name], _ = get_reward_model(own, sft, sft_source, train[half::2], val,
                                         f"{source}, half {half}")
     prompts, keys = usable_prompts(tokenizer, train, cfg, "REINFORCE")
@@ -177,8 +185,8 @@ def overoptimise(seed, steps=40, every=4):
 
     def answer_and_score(x, k, step, what):
         y = answer_all(policy, x, k, cfg.seed, step, cfg, eos, what)
-        return y, score_all(rms["proxy"], [p + a for p, a in zip(x, y)], cfg, what)
-    state, points = calibrate(answer_and_score, prompts, keys, cfg, eos, "proxy"), []
+        return y, score_all(rms["own"], [p + a for p, a in zip(x, y)], cfg, what)
+    state, points = calibrate(answer_and_score, prompts, keys, cfg, eos, "own"), []
 
     def look():
         y = answer_all(policy, x, k, cfg.seed, EVAL_STEP, cfg, eos, "held out")
@@ -192,7 +200,7 @@ def overoptimise(seed, steps=40, every=4):
         print({name: v if isinstance(v, (int, float)) else round(float(np.mean(v)), 3)
                for name, v in points[-1].items()}, flush=True)
     look()
-    train_policy(policy, optimizer, frozen(reference), rms["proxy"], prompts, keys, cfg, eos, state,
+    train_policy(policy, optimizer, frozen(reference), rms["own"], prompts, keys, cfg, eos, state,
                  lambda metrics: None, look)
 
 
@@ -221,17 +229,34 @@ def onpolicy(draws=4):
 # ----- human preferences -----
 
 def split(*files):
-    """Of each file, the prompts with a hash in [0.25, 0.45) become runs/test-FILE, which nothing
+    """Of each file, the dialogues with a hash in [0.25, 0.45) become runs/test-FILE, which nothing
     reads before the choice is made; the others runs/human-FILE, a part of which (hash < 0.25) is
     the validation part of reward.py."""
     for file in map(Path, files):
         lines = [x for x in file.read_text(encoding="utf-8").split("\n") if x.strip()]
-        test = [0.25 <= pair.key / 2**32 < 0.45 for pair in read_pairs(file)]
+        test = [0.25 <= pair.dialogue / 2**32 < 0.45 for pair in read_pairs(file)]
         for name, want in (("human", False), ("test", True)):
             rows = [line for line, is_test in zip(lines, test) if is_test == want]
             Path("runs").mkdir(exist_ok=True)
             Path(f"runs/{name}-{file.name}").write_text("\n".join(rows) + "\n", encoding="utf-8")
             print(f"runs/{name}-{file.name}: {len(rows)} pairs")
+
+
+# ----- a reward model that learns nothing true -----
+
+def shuffle(seed):
+    """runs/shuffled-SEED.jsonl: the demo pairs, in half of the training ones chosen and rejected
+    exchanged; the validation pairs as they are."""
+    coin, rows = random.Random(int(seed)), []
+    for line in open(DEMO_DATA, encoding="utf-8"):
+        row = json.loads(line)
+        if coin.random() < 0.5 and to_pair(row, DEMO_DATA).dialogue >= VAL_SHARE * 2**32:
+            for part in ("", "_score"):
+                a, b = "chosen" + part, "rejected" + part
+                row[a], row[b] = row[b], row[a]
+        rows.append(row)
+    Path("runs").mkdir(exist_ok=True)
+    Path(f"runs/shuffled-{seed}.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
 def judge(name, rm, *files):
@@ -255,7 +280,7 @@ def judge(name, rm, *files):
 
 def main():
     name, *values = sys.argv[1:] or [""]
-    parts = controls, variance, distributions, overoptimise, onpolicy, split, judge
+    parts = controls, variance, distributions, overoptimise, onpolicy, shuffle, split, judge
     todo = {part.__name__: part for part in parts}
     if name not in todo:
         raise SystemExit(__doc__)

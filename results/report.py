@@ -3,9 +3,9 @@
     python results/report.py
 
 A table stands in REPORT.md (and the short one in README.md) between <!-- table NAME --> and
-<!-- end -->. Intervals are 95 % and hold both sources of noise: training seeds are drawn with
-replacement, then prompts (the same for all seeds and policies), 10,000 times. Scores of different
-reward models are compared in their own unit, the spread of the SFT model's scores.
+<!-- end -->. Intervals are 95 % and, where there are several seeds, hold both sources of noise,
+training seeds and prompts (see `standard_error`). Scores of different reward models are compared
+in their own unit, the spread of the SFT model's scores.
 """
 import json
 import math
@@ -22,32 +22,77 @@ sys.path.insert(0, str(HERE.parent))
 from eval import read_blind  # noqa: E402
 from reward import wilson  # noqa: E402
 
-DRAWS = 10_000
-
-
 # ----- statistics -----
 
-def resample(values, draws=DRAWS):
-    """(draws, ...) means of (S, N, ...) values, over seeds and prompts drawn with replacement."""
-    values, rng = np.asarray(values, dtype=float), np.random.default_rng(0)
-    S, N = values.shape[:2]
-    seeds, prompts = rng.integers(0, S, (draws, S, 1)), rng.integers(0, N, (draws, 1, N))
-    return np.stack([values[s, n].mean((0, 1)) for s, n in zip(seeds, prompts)])
+ANGLE = np.linspace(-math.pi / 2, math.pi / 2, 20_001)
+
+
+def student_t(df):
+    """Student's t with df degrees of freedom, (values, their cumulative probabilities): with
+    t = sqrt(df) tan(angle) its density is that of cos(angle)^(df - 1)."""
+    mass = np.cos(ANGLE[1:-1]) ** (df - 1)
+    cdf = np.cumsum(mass) - mass / 2
+    return math.sqrt(df) * np.tan(ANGLE[1:-1]), cdf / mass.sum()
+
+
+def t_quantile(q, df):
+    return np.interp(q, student_t(df)[1], student_t(df)[0])
+
+
+def standard_error(values):
+    """(standard error, degrees of freedom) of the mean of (S, N) values, S seeds and N prompts both
+    drawn at random and crossed: from the mean squares of a two-way table, with Satterthwaite's
+    degrees of freedom. One seed: over prompts alone.
+
+    A bootstrap of three seeds is no substitute: it draws one seed three times in a ninth of its
+    draws, and its interval holds the truth in 74 % where seeds are what differs."""
+    x = np.asarray(values, dtype=float)
+    S, N = x.shape
+    prompts = S * x.mean(0).var(ddof=1)
+    if S == 1:
+        return math.sqrt(prompts / N), N - 1
+    seeds = N * x.mean(1).var(ddof=1)
+    rest = ((x - x.mean(0) - x.mean(1, keepdims=True) + x.mean()) ** 2).sum() / (S - 1) / (N - 1)
+    seeds, prompts = max(seeds, rest), max(prompts, rest)  # neither source has a negative variance
+    square = seeds + prompts - rest
+    parts = seeds**2 / (S - 1) + prompts**2 / (N - 1) + rest**2 / (S - 1) / (N - 1)
+    return math.sqrt(square / S / N), square**2 / parts if parts else 1.0
 
 
 def interval(values):
-    return np.quantile(resample(values), [0.025, 0.975])
+    """95 % interval of the mean of (S, N) values."""
+    error, df = standard_error(values)
+    half = error * t_quantile(0.975, df)
+    return np.mean(values) - half, np.mean(values) + half
+
+
+def p_value(values):
+    """Two-sided, of a mean of 0."""
+    error, df = standard_error(values)
+    t, cdf = student_t(df)
+    return 2 * float(np.interp(-abs(np.mean(values)) / error, t, cdf)) if error else 1.0
+
+
+def smallest_effect(values):
+    """The mean that one test at 0.05 finds with probability 0.8, about."""
+    error, df = standard_error(values)
+    return error * (t_quantile(0.975, df) + t_quantile(0.8, df))
+
+
+def share_of(part, whole):
+    """(S, N) values whose mean is sum(part) / sum(whole), and whose interval is that ratio's."""
+    part, whole = np.asarray(part, dtype=float), np.asarray(whole, dtype=float)
+    ratio = part.sum() / whole.sum()
+    return ratio + (part - ratio * whole) / whole.mean()
 
 
 def at_equal_length(d, longer):
-    """(value, interval) of the line fitted to differences d over differences of length, both
-    (S, N), where the length is equal."""
-    def fit(m):  # means of 1, x, y, xx, xy
-        slope = (m[..., 3] - m[..., 0] * m[..., 1]) / (m[..., 2] - m[..., 0] ** 2)
-        return m[..., 1] - slope * m[..., 0]
+    """(S, N) values whose mean is where the line fitted to the differences d over the differences
+    of length meets equal length, and whose interval is that intercept's."""
     x, y = np.asarray(longer, dtype=float), np.asarray(d)
-    moments = np.stack([x, y, x * x, x * y], -1)
-    return fit(moments.mean((0, 1))), np.quantile(fit(resample(moments)), [0.025, 0.975])
+    slope = ((x - x.mean()) * (y - y.mean())).mean() / x.var()
+    intercept = y.mean() - slope * x.mean()
+    return intercept + (1 - x.mean() * (x - x.mean()) / x.var()) * (y - intercept - slope * x)
 
 
 def holm(p):
@@ -60,8 +105,9 @@ def holm(p):
 
 
 def rank_correlation(x, y):
-    """Spearman's, by ranks; equal values in their order."""
-    ranks = (np.argsort(np.argsort(v, kind="stable"), kind="stable") for v in (x, y))
+    """Spearman's; equal values share their mean rank."""
+    ranks = ((np.asarray(v)[:, None] > v).sum(1) + (np.asarray(v)[:, None] == v).sum(1) / 2
+             for v in map(np.asarray, (x, y)))
     return float(np.corrcoef(*ranks)[0, 1])
 
 
@@ -189,37 +235,35 @@ def judge_table():
             x, w = d[name][kind], d[name][kind + ", wins"]
             rows.append([name, len(x), kind, cell(x.mean(), interval(x)),
                          cell(w.mean(), interval(w), ""),
-                         cell(*at_equal_length(x, text[name]["longer"])),
-                         f"{x[both].mean():+.2f} ({both.sum()})"])
+                         *(cell(v.mean(), interval(v)) for v in (
+                             at_equal_length(x, text[name]["longer"]), share_of(x * both, both))),
+                         both.sum()])
     return markdown(["policy", "seeds", "judges", "difference to SFT [95 %]", "win rate [95 %]",
-                     "difference at equal length [95 %]", "where both answers end (n)"], rows)
+                     "difference at equal length [95 %]", "where both answers end [95 %]", "n"],
+                    rows)
 
 
 def ranking_table():
     """All policies on one scale: win rate against SFT by reward models that never met them, the two
-    levels weighing the same; ranks and differences to l2-mean from the same draws for all."""
+    levels weighing the same; differences to l2-mean prompt by prompt."""
     names = ["l1", "l2-mean", "l2-win", "l2-variance", "l2-entropy", "l2-entropic"]
     d, text = judged(names)
-    both = np.stack([(d[n]["level 1, wins"] + d[n]["level 2, wins"]) / 2 for n in names], -1)
-    drawn, base = resample(both), names.index("l2-mean")
-    gap = drawn - drawn[:, [base]]
-    others = [i for i in range(len(names)) if i != base]
-    p = [2 * min((gap[:, i] <= 0).mean(), (gap[:, i] >= 0).mean()) for i in others]
-    adjusted = dict(zip(others, holm(np.minimum(p, 1))))
-    first = np.bincount(drawn.argmax(1), minlength=len(names)) / len(drawn)
+    both = {n: (d[n]["level 1, wins"] + d[n]["level 2, wins"]) / 2 for n in names}        # (S, N)
+    gap = {n: both[n] - both["l2-mean"] for n in names if n != "l2-mean"}
+    corrected = dict(zip(gap, holm([p_value(g) for g in gap.values()])))
+    by_seed = np.argsort(np.argsort([-x.mean(1) for x in both.values()], 0), 0) + 1
     rows = []
-    for i in np.argsort(-both.mean((0, 1))):
-        t = text[names[i]]
-        versus = "" if i == base else cell(both[..., i].mean() - both[..., base].mean(),
-                                           np.quantile(gap[:, i], [0.025, 0.975]))
-        rows.append([names[i], len(both), *(cell(x.mean(), interval(x), "") for x in (
-            d[names[i]]["level 1, wins"], d[names[i]]["level 2, wins"], both[..., i])),
-            f"{first[i]:.2f}", versus, "" if i == base else f"{adjusted[i]:.2f}",
-            f"{2.8 * gap[:, i].std():.2f}" if i != base else "",
+    for n in sorted(names, key=lambda n: -both[n].mean()):
+        t = text[n]
+        rows.append([n, len(both[n]), *(cell(x.mean(), interval(x), "") for x in (
+            d[n]["level 1, wins"], d[n]["level 2, wins"], both[n])),
+            " ".join(map(str, by_seed[names.index(n)])),
+            *((cell(gap[n].mean(), interval(gap[n])), f"{corrected[n]:.2f}",
+               f"{smallest_effect(gap[n]):.2f}") if n in gap else [""] * 3),
             f"{t['kl'].mean():.1f}", f"{t['perplexity'].mean():.0f}", f"{t['length'].mean():.0f}"])
     return markdown(["policy", "seeds", "win rate by level-1 judges", "by level-2 judges", "both",
-                     "share of draws in which it is first", "difference to l2-mean [95 %]",
-                     "p (Holm)", "smallest effect seen with power 0.8", "KL",
+                     "rank by seed", "difference to l2-mean [95 %]", "p (Holm)",
+                     "smallest effect", "KL",
                      f"perplexity (SFT {text['sft']['perplexity'].mean():.0f})", "length"], rows)
 
 
@@ -233,15 +277,16 @@ def variance_table():
 
 
 def controls_table():
-    """Without training: each side against the SFT answer, by reward models that did not choose."""
+    """Without training: each side against another SFT answer, by reward models that did not
+    choose."""
     c, rows = read("controls.json"), []
     for side in [s for s in c["lengths"] if s != "sft"]:
-        d = np.array([(np.array(s[side]) - s["sft"]) / np.std(s["sft"], ddof=1)
-                      for s in c["scores"].values()]).mean(0)[None]
+        each = [(np.array(s[side]) - s["sft"]) / np.std(s["sft"], ddof=1)
+                for s in c["scores"].values()]
+        d, w = np.mean(each, 0)[None], np.mean([wins(x) for x in each], 0)[None]
         n = re.search(r"\d+", side)
         kl = f"{math.log(int(n[0])) - 1 + 1 / int(n[0]):.2f}" if n else ""
-        rows.append([side, kl, cell(d.mean(), interval(d)), cell(wins(d).mean(), interval(wins(d)),
-                                                                 ""),
+        rows.append([side, kl, cell(d.mean(), interval(d)), cell(w.mean(), interval(w), ""),
                      *(f"{mean(c[k]['sft']):{f}} -> {mean(c[k][side]):{f}}"
                        for k, f in (("lengths", ".0f"), ("ended", ".2f")))])
     return markdown(["answers", "KL at most", "difference to SFT [95 %]", "win rate [95 %]",
@@ -279,7 +324,7 @@ def overoptimise_table():
     rows = []
     for points in zip(*looks):
         d = {name: np.array([(np.array(at[name]) - run[0][name]) / np.std(run[0][name], ddof=1)
-                             for at, run in zip(points, looks)]) for name in ("proxy", "gold")}
+                             for at, run in zip(points, looks)]) for name in ("own", "other")}
         rows.append([points[0]["step"], f"{mean(math.sqrt(max(0, x['kl'])) for x in points):.2f}",
                      *(cell(x.mean(), interval(x)) for x in d.values()),
                      f"{mean(x['length'] for x in points):.0f}",
@@ -318,31 +363,29 @@ def blind_table():
 
 
 def agreement_table():
-    """Of the answers that were read and that a reader could tell apart: how often a reward model
-    that never met the policy prefers the same one. All sheets of a policy, both readers."""
+    """Of the sampled answers that a reader could tell apart: how often a reward model that never
+    met the policy prefers the same one. All sheets of a policy, both readers."""
     rows = []
     for policy in ("l1", "l2-mean"):
         said = defaultdict(list)
-        for path in sorted((HERE / "blind").glob(f"{policy}-s*.json")):
-            if ".key." in path.name:
-                continue
-            result, seed = json.loads(path.read_text()), int(path.stem[-1])
-            points = blind_points(policy, seed)                                   # (readers, N)
-            by = {f"level {rm[2]}": np.subtract(s[policy][0], s["sft"][0])
-                  for rm, s in result["scores"].items()}
-            by["the shorter answer"] = -np.subtract(*(result["lengths"][k][0]
-                                                      for k in (policy, "sft")))
-            for name, d in by.items():
-                for p in points:
-                    said[name] += [(sign > 0, q > 0.5) for sign, q in zip(d, p) if q != 0.5]
-        for name, pairs in sorted(said.items()):
-            mine, theirs = np.array(pairs).T
-            rows.append([policy, name, len(pairs), f"{theirs.mean():.2f}", f"{mine.mean():.2f}",
-                         f"{(mine == theirs).mean():.2f}",
-                         f"{theirs[mine].mean():.2f}", f"{theirs[~mine].mean():.2f}"])
-    return markdown(["policy", "judge", "verdicts", "readers prefer the policy",
-                     "the judge does", "they agree", "readers, where the judge does",
-                     "readers, where it does not"], rows)
+        for path in sorted((HERE / "blind").glob(f"{policy}-s?.json")):
+            result = json.loads(path.read_text())
+            points = blind_points(policy, int(path.stem[-1]))                     # (readers, N)
+            scores = {f"level {rm[2]}": np.subtract(s[policy][0], s["sft"][0])
+                      for rm, s in result["scores"].items()}
+            scores["the shorter answer"] = np.subtract(*(result["lengths"][k][0]
+                                                         for k in ("sft", policy)))
+            for name, x in scores.items():
+                told = (points != 0.5) & (x != 0)
+                said[name].append([told.sum(0), (told & (points > 0.5)).sum(0),
+                                   (told & (x > 0)).sum(0),
+                                   (told & ((points > 0.5) == (x > 0))).sum(0)])  # (4, N) counts
+        for name, counts in said.items():
+            told, theirs, mine, same = np.array(counts).swapaxes(0, 1)            # (S, N) each
+            rows.append([policy, name, told.sum(), *(cell(v.mean(), interval(v), "") for v in (
+                share_of(x, told) for x in (theirs, mine, same)))])
+    return markdown(["policy", "judge", "verdicts", "readers prefer the policy [95 %]",
+                     "the judge does [95 %]", "they agree [95 %]"], rows)
 
 
 def human_table(name):
@@ -354,10 +397,21 @@ def human_table(name):
                      "above it [95 %]", "loss (chance)"], rows)
 
 
-def samples_text(folder, count=4):
-    """The first held-out prompts with both answers, from a run's samples.md, never chosen."""
-    text = (HERE / folder / "samples.md").read_text(encoding="utf-8")
-    return "\n".join(text.split("## ")[:count + 1]).replace(f"## {count}", "")
+def samples_table(*folders, count=4):
+    """The first held-out prompts with every side's answer, from samples.md, never chosen."""
+    def quoted(text):
+        return " ".join(text.replace("<|im_end|>", " *(end)*").replace("|", "\\|").split())
+    rows = []
+    for i in range(count):
+        for folder in folders:
+            text = (HERE / folder / "samples.md").read_text(encoding="utf-8")
+            part = re.split(r"(?m)^## \d+$", text)[i + 1]
+            prompt, sft, aligned = re.findall(r"~~~~text\n(.*?)\n~~~~", part, re.S)
+            question = re.split(r"<\|im_start\|>user\n", prompt)[-1].partition("<|im_end|>")[0]
+            if folder == folders[0]:
+                rows.append([quoted(question), "SFT", quoted(sft)])
+            rows.append(["", folder, quoted(aligned)])
+    return markdown(["prompt", "", "answer"], rows)
 
 
 def tables():
@@ -371,6 +425,7 @@ def tables():
             "main": policies_table(runs, r"l1|l2-mean")}
     for name, file, make in (
             ("judge", "judge-s0.json", judge_table), ("ranking", "judge-s0.json", ranking_table),
+            ("samples", "l2-mean-s0", lambda: samples_table("l1-s0", "l2-mean-s0")),
             ("variance", "variance.json", variance_table),
             ("controls", "controls.json", controls_table),
             ("distributions", "distributions.json", distributions_table),
@@ -406,15 +461,15 @@ def pictures():
                          line, color=grey, label=name if i == 0 else None)
     axes[0].set(xlabel="step", ylabel="KL-shaped reward, in SFT spreads")
     axes[0].legend()
-    for name, dot, grey in (("proxy", "o", "0.0"), ("gold", "s", "0.6")):
+    for name, dot, grey in (("own", "o", "0.0"), ("other", "s", "0.6")):
         for i, path in enumerate(sorted(HERE.glob("overoptimise-s*.json"))):
             points = read(path.name)["points"]
             first = np.array(points[0][name])
             axes[1].plot([math.sqrt(max(0, x["kl"])) for x in points],
                          [(np.mean(x[name]) - first.mean()) / first.std(ddof=1) for x in points],
                          "-" + dot, color=grey, markersize=4, label={
-                             "proxy": "the reward model of training",
-                             "gold": "the one of the other half"}[name] if i == 0 else None)
+                             "own": "the reward model of training",
+                             "other": "the one of the other half"}[name] if i == 0 else None)
     axes[1].set(xlabel="square root of KL to SFT", ylabel="held-out difference, in SFT spreads")
     axes[1].legend()
     figure.savefig(HERE / "training.png", dpi=120)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every run behind REPORT.md. A finished run is recognised, a stopped one goes on, so this may be started as often as
-# needed, also two parts at a time:
+# needed, also two parts at a time (`extra` and `judge` start from their beginning):
 #
 #     results/run.sh             # all on the demo set; on two CPU cores about twelve hours
 #     results/run.sh main        # or some of the parts below
@@ -60,21 +60,17 @@ ablations() {  # level 1, one setting changed at a time
   done
 }
 shuffled() {  # a reward model of shuffled labels: what "improvement" is there against noise?
-  python - <<'CODE'
-import json, random
-from pathlib import Path
-rows = [json.loads(line) for line in open("data/demo_pairs.jsonl", encoding="utf-8")]
-coin = random.Random(0)
-for row in rows:
-    if coin.random() < 0.5:
-        row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
-        row["chosen_score"], row["rejected_score"] = row["rejected_score"], row["chosen_score"]
-Path("runs").mkdir(exist_ok=True)
-Path("runs/shuffled.jsonl").write_text("\n".join(map(json.dumps, rows)))
-CODE
   for s in $seeds; do
-    model rm1-shuffled "$s" --level 1 --data runs/shuffled.jsonl
-    align l1-shuffled rm1-shuffled "$s" --level 1 --data runs/shuffled.jsonl
+    python results/experiments.py shuffle "$s"
+    model rm1-shuffled "$s" --level 1 --data "runs/shuffled-$s.jsonl"
+    align l1-shuffled rm1-shuffled "$s" --level 1 --data "runs/shuffled-$s.jsonl"
+  done
+}
+onpolicy() {  # a reward model that has also seen samples, as rejected answers
+  [ -f runs/onpolicy.jsonl ] || python results/experiments.py onpolicy
+  for s in $seeds; do
+    model rm1-onpolicy "$s" --level 1 --data data/demo_pairs.jsonl runs/onpolicy.jsonl --pairs 1000
+    align l1-onpolicy rm1-onpolicy "$s" --level 1 --data data/demo_pairs.jsonl
   done
 }
 extra() {
@@ -95,6 +91,7 @@ judge() {  # every policy by the reward models of the other seeds, which never m
 blind() {  # sheets to be read; see results/blind/RUBRIC.md. Sampling seeds that nothing else uses
   for s in $seeds; do
     for p in l1 l2-mean; do
+      if [ -f results/blind/$p-s$s.key.json ]; then continue; fi  # it has been read
       python eval.py --policies $p=runs/$p-s$s --rewards runs/rm{1,2}-s$(((s + 1) % 3)) --eval_prompts 64 \
         --max_new 128 --seeds $((7 + s)) --blind $p --out results/blind/$p-s$s
     done
@@ -114,9 +111,12 @@ human() {  # human HH HELPSTEER: choose a level-1 reward model on validation pai
     python results/experiments.py judge human-validation runs/human-$c-s0 "$hh" "$hs"
   done
 }
+human_test() {  # human_test CANDIDATE HH HELPSTEER: once, after the choice
+  python results/experiments.py judge human-test "runs/human-$1-s0" "runs/test-$(basename "$2")" "runs/test-$(basename "$3")"
+}
 
-if [ "${1:-}" = human ]; then
-  human "${@:2}"
+if [ "${1:-}" = human ] || [ "${1:-}" = human_test ]; then
+  "$1" "${@:2}"
 else
-  for part in ${@:-main readouts models ablations shuffled extra judge blind}; do $part; done
+  for part in ${@:-main readouts models ablations shuffled onpolicy extra judge blind}; do $part; done
 fi
