@@ -1391,6 +1391,20 @@ def test_evaluation_of_two_policies_by_two_reward_models(run, tmp_path):
     assert len(table) == 5 and len({line.count("|") for line in table}) == 1
 
 
+def test_of_two_scores_only_variance_and_entropy_may_rank_sure_and_bad_above_doubtful():
+    """REPORT.md, section 3: with two scores a readout is a function of q, the upper one's share."""
+    q = torch.linspace(1e-6, 1 - 1e-6, 1001, dtype=torch.float64)
+    p = torch.zeros(1001, 10, dtype=torch.float64)
+    p[:, 7], p[:, 8] = 1 - q, q  # 8 and 9, as rm2-s1
+    reference = torch.full((10,), 0.1, dtype=torch.float64)
+    rising = {name: bool((read(p.clamp(min=1e-300), reference, 0.5).diff() > 0).all())
+              for name, read in READOUTS.items()}
+    assert rising == {"mean": True, "win": True, "entropic": True, "variance": False,
+                      "entropy": False}
+    below = readout_variance(p, risk=0.5) < readout_variance(p[:1], risk=0.5)
+    assert q[below].max().item() == pytest.approx(0.2, abs=2e-3)  # lambda^2 / (1 + lambda^2)
+
+
 def test_perplexity_and_kl_of_answers_are_those_of_the_plain_model():
     reference, policy = tiny_llama(seed=1, scale=3.0), tiny_llama(seed=2, scale=3.0)
     prompts, cfg = [[5, 6, 7], [8, 9]], evaluation.EvalConfig(

@@ -184,7 +184,7 @@ def markdown(head, rows):
 
 
 def cell(mean, low_high, sign="+"):
-    low, high = low_high
+    low, high = low_high if sign else np.clip(low_high, 0, 1)  # without a sign: a share
     return f"{mean:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
 
 
@@ -355,36 +355,38 @@ def blind_table():
             for i, x in enumerate(p, 1):
                 rows.append([policy, seed, i, *((x == k).sum() for k in (1, 0.5, 0)),
                              cell(x.mean(), wilson(x.sum(), len(x)), ""),
-                             f"{(agree - chance) / (1 - chance):.2f}"])
+                             f"{(agree - chance) / (1 - chance):.2f}", ""])
         both = np.stack([p.mean(0) for p in points.values()])                          # (S, N)
-        rows.append([policy, "all", "both", "", "", "", cell(both.mean(), interval(both), ""), ""])
+        rows.append([policy, "all", "both", "", "", "", cell(both.mean(), interval(both), ""), "",
+                     f"{smallest_effect(both):.2f}"])
     return markdown(["policy", "seed", "reader", "wins", "ties", "losses", "win rate [95 %]",
-                     "kappa"], rows)
+                     "kappa", "smallest effect"], rows)
 
 
 def agreement_table():
     """Of the sampled answers that a reader could tell apart: how often a reward model that never
-    met the policy prefers the same one. All sheets of a policy, both readers."""
+    met the policy prefers the same one. All sheets of a policy, both readers; then all sheets."""
+    said = defaultdict(list)
+    for path in sorted((HERE / "blind").glob("l?*-s?.json")):
+        policy, result = path.stem[:-3], json.loads(path.read_text())
+        points = blind_points(policy, int(path.stem[-1]))                         # (readers, N)
+        scores = {f"level {rm[2]}": np.subtract(s[policy][0], s["sft"][0])
+                  for rm, s in result["scores"].items()}
+        scores["the shorter answer"] = np.subtract(*(result["lengths"][k][0]
+                                                     for k in ("sft", policy)))
+        for name, x in scores.items():
+            told = (points != 0.5) & (x != 0)
+            counts = [told.sum(0), (told & (points > 0.5)).sum(0), (told & (x > 0)).sum(0),
+                      (told & ((points > 0.5) == (x > 0))).sum(0)]                # (4, N) counts
+            said[policy, name].append(counts)
+            said["all", name].append(counts)
     rows = []
-    for policy in ("l1", "l2-mean"):
-        said = defaultdict(list)
-        for path in sorted((HERE / "blind").glob(f"{policy}-s?.json")):
-            result = json.loads(path.read_text())
-            points = blind_points(policy, int(path.stem[-1]))                     # (readers, N)
-            scores = {f"level {rm[2]}": np.subtract(s[policy][0], s["sft"][0])
-                      for rm, s in result["scores"].items()}
-            scores["the shorter answer"] = np.subtract(*(result["lengths"][k][0]
-                                                         for k in ("sft", policy)))
-            for name, x in scores.items():
-                told = (points != 0.5) & (x != 0)
-                said[name].append([told.sum(0), (told & (points > 0.5)).sum(0),
-                                   (told & (x > 0)).sum(0),
-                                   (told & ((points > 0.5) == (x > 0))).sum(0)])  # (4, N) counts
-        for name, counts in said.items():
-            told, theirs, mine, same = np.array(counts).swapaxes(0, 1)            # (S, N) each
-            rows.append([policy, name, told.sum(), *(cell(v.mean(), interval(v), "") for v in (
-                share_of(x, told) for x in (theirs, mine, same)))])
-    return markdown(["policy", "judge", "verdicts", "readers prefer the policy [95 %]",
+    for (policy, name), counts in sorted(said.items(), key=lambda x: (x[0][0] == "all", x[0])):
+        told, theirs, mine, same = np.array(counts).swapaxes(0, 1)                # (S, N) each
+        rows.append([policy, name, len(told), told.sum(), *(
+            cell(v.mean(), interval(v), "") for v in (share_of(x, told)
+                                                      for x in (theirs, mine, same)))])
+    return markdown(["policy", "judge", "sheets", "verdicts", "readers prefer the policy [95 %]",
                      "the judge does [95 %]", "they agree [95 %]"], rows)
 
 
