@@ -1627,6 +1627,50 @@ def test_the_spread_of_the_gradient_is_that_of_plain_vectors(b):
     assert signal == pytest.approx((g.mean(0) ** 2).sum() - trace / len(g))
 
 
+def test_shuffled_labels_are_shuffled_in_training_only(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    experiments.shuffle("3")
+    sides = [load_pairs(config(data=(name,))) for name in ("runs/shuffled-3.jsonl",
+                                                           reward.DEMO_DATA)]
+    for part, (wrong, right) in enumerate(zip(*(s[:2] for s in sides))):
+        by_key = {p.key: p for p in right}
+        turned = [p.chosen != by_key[p.key].chosen for p in wrong]
+        assert all({p.chosen, p.rejected} == {by_key[p.key].chosen, by_key[p.key].rejected}
+                   and (p.ratings[0] < p.ratings[1]) == t for p, t in zip(wrong, turned))
+        assert 0.4 < np.mean(turned) < 0.6 if part == 0 else not any(turned)
+
+
+def test_human_files_are_split_into_three_parts_without_common_dialogues(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"question {i}", "chosen": "a", "rejected": "b"} for i in range(200)]
+    Path("x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    experiments.split("x.jsonl")
+    test = {p.messages[0]["content"] for p in read_pairs("runs/test-x.jsonl")}
+    train, val, _ = load_pairs(config(data=("runs/human-x.jsonl",)))
+    train, val = ({p.messages[0]["content"] for p in side} for side in (train, val))
+    assert len(train | val | test) == 200 and not (train & val or train & test or val & test)
+    assert val == {p.messages[0]["content"] for p in load_pairs(config(data=("x.jsonl",)))[1]}
+    assert 25 < len(test) < 55
+
+
+def test_points_of_a_blind_sheet_are_in_the_order_of_the_prompts(tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "blind").mkdir()
+    monkeypatch.setattr(report, "HERE", tmp_path)
+    sft, new = ([tokenizer(f"{kind} {i}")["input_ids"] for i in range(30)] for kind in "on")
+    prompts = [tokenizer(f"question {i}")["input_ids"] for i in range(30)]
+    evaluation.write_blind(str(tmp_path / "blind/l1-s2"), tokenizer, prompts, sft, new,
+                           np.random.default_rng(9))  # run.sh: --seeds 9 for training seed 2
+    text, key = (tmp_path / "blind/l1-s2.blind.md").read_text(), {}
+    for item in text.split("\n## ")[1:]:  # a reader likes the new answer to the first ten prompts
+        prompt, a = int(re.search(r"question (\d+)", item)[1]), "> n " in item.partition("\nB:")[0]
+        key[prompt] = item.replace("verdict:", f"verdict: {'BA'[a == (prompt < 10)]}")
+    order = [int(re.search(r"question (\d+)", item)[1]) for item in text.split("\n## ")[1:]]
+    filled = "\n## ".join([text.split("\n## ")[0], *(key[i] for i in order)])
+    for reader in "12":
+        (tmp_path / f"blind/l1-s2-reader-{reader}.blind.md").write_text(filled)
+    assert report.blind_points("l1", 2).tolist() == [[1.0] * 10 + [0.0] * 20] * 2
+
+
 def test_holm_and_rank_correlation_by_hand():
     assert report.holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx(
         [0.03, 0.06, 0.06, 0.02])

@@ -419,11 +419,11 @@ def samples_table(*folders, count=4):
 def tables():
     """{name: markdown} of what there are results for."""
     runs = read_runs()
-    made = {"models": models_table(runs, r"rm[12](-strict|-anchor|-shuffled)?"),
+    made = {"models": models_table(runs, r"rm[12](-strict|-anchor|-shuffled|-onpolicy)?"),
             "curve": models_table(runs, r"rm[12](-pairs-\d+)?"),
-            "levels": policies_table(runs, r"l1|l2-\w+"),
+            "levels": policies_table(runs, r"l1|l2-[a-z]+"),
             "ablations": policies_table(runs, r"l1|l2-mean|l[12]-(baseline|beta|lr|eos)-.*"),
-            "shuffled": policies_table(runs, r"l1|l1-shuffled"),
+            "rewards": policies_table(runs, r"l1|l1-(shuffled|onpolicy)"),
             "main": policies_table(runs, r"l1|l2-mean")}
     for name, file, make in (
             ("judge", "judge-s0.json", judge_table), ("ranking", "judge-s0.json", ranking_table),
