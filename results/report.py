@@ -450,41 +450,71 @@ def with_tables(text):
 
 # ----- pictures -----
 
-def pictures():
-    """training.png: reward by step, and over-optimisation against sqrt(KL);
-    distributions.png: mean predicted distribution of every level-2 reward model."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+def training_picture(plt):
+    """Reward by step above the SFT model's; the win rate by three kinds of judge."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for name, line, grey in (("l1", "-", "0.0"), ("l2-mean", "--", "0.5")):
-        for i, run in enumerate(read_runs().get(name, [])):
-            axes[0].plot([m["step"] for m in run["steps"]], [m["reward"] for m in run["steps"]],
-                         line, color=grey, label=name if i == 0 else None)
-    axes[0].set(xlabel="step", ylabel="KL-shaped reward, in SFT spreads")
-    axes[0].legend()
-    for name, dot, grey in (("own", "o", "0.0"), ("other", "s", "0.6")):
+    runs, (d, _) = read_runs(), judged(("l1", "l2-mean"))
+    for k, (name, line, grey) in enumerate((("l1", "-", "0.0"), ("l2-mean", "--", "0.5"))):
+        for i, run in enumerate(runs[name]):
+            axes[0].plot([m["step"] for m in run["steps"]],
+                         [m["reward"] - run["steps"][0]["baseline"] for m in run["steps"]], line,
+                         color=grey, label=name if i == 0 else None)
+        own = wins(differences(runs[name]))
+        siblings = (d[name]["level 1, wins"] + d[name]["level 2, wins"]) / 2
+        read_by = np.stack([blind_points(name, s).mean(0) for s in range(3)])
+        for x, v in enumerate((own, siblings, read_by)):
+            low, high = interval(v)
+            axes[1].errorbar(x + 0.15 * k, v.mean(), [[v.mean() - low], [high - v.mean()]],
+                             fmt="os"[k], color=grey, capsize=3, label=name if x == 0 else None)
+    axes[0].axhline(0, color="0.8", linewidth=1)
+    axes[0].set(xlabel="step", ylabel="KL-shaped reward above SFT, in spreads")
+    axes[1].axhline(0.5, color="0.8", linewidth=1)
+    axes[1].set(xticks=[0.07, 1.07, 2.07], ylabel="win rate against SFT", ylim=(0.2, 1))
+    axes[1].set_xticklabels(["reward model\nof training", "reward models\nof other seeds",
+                             "blind\nreaders"])
+    for axis in axes:
+        axis.legend()
+    figure.savefig(HERE / "training.png", dpi=120)
+
+
+def overoptimise_picture(plt):
+    """Held-out gain against sqrt(KL), by the reward model of training and one of other pairs."""
+    figure, axis = plt.subplots(figsize=(5, 3.6), layout="constrained")
+    for name, dot, grey, label in (("own", "o", "0.0", "the reward model of training"),
+                                   ("other", "s", "0.6", "the one of the other half")):
         for i, path in enumerate(sorted(HERE.glob("overoptimise-s*.json"))):
             points = read(path.name)["points"]
             first = np.array(points[0][name])
-            axes[1].plot([math.sqrt(max(0, x["kl"])) for x in points],
-                         [(np.mean(x[name]) - first.mean()) / first.std(ddof=1) for x in points],
-                         "-" + dot, color=grey, markersize=4, label={
-                             "own": "the reward model of training",
-                             "other": "the one of the other half"}[name] if i == 0 else None)
-    axes[1].set(xlabel="square root of KL to SFT", ylabel="held-out difference, in SFT spreads")
-    axes[1].legend()
-    figure.savefig(HERE / "training.png", dpi=120)
-    if (HERE / "distributions.json").exists():
-        found = read("distributions.json")["p"]
-        figure, axes = plt.subplots(-(-len(found) // 5), min(5, len(found)), figsize=(9, 5),
-                                    layout="constrained", sharex=True, sharey=True, squeeze=False)
-        for axis, (name, p) in zip(axes.flat, found.items()):
-            axis.bar(range(1, 11), np.mean(p, 0), color="0.4")
-            axis.set_title(name, fontsize=9)
-        figure.supxlabel("score")
-        figure.supylabel("mean predicted probability")
-        figure.savefig(HERE / "distributions.png", dpi=120)
+            axis.plot([math.sqrt(max(0, x["kl"])) for x in points],
+                      [(np.mean(x[name]) - first.mean()) / first.std(ddof=1) for x in points],
+                      "-" + dot, color=grey, markersize=4, label=label if i == 0 else None)
+    axis.set(xlabel="square root of KL to SFT", ylabel="held-out difference, in SFT spreads")
+    axis.legend()
+    figure.savefig(HERE / "overoptimise.png", dpi=120)
+
+
+def distributions_picture(plt):
+    """Mean predicted distribution of every level-2 reward model."""
+    found = read("distributions.json")["p"]
+    rows, columns = -(-len(found) // 5), min(5, len(found))
+    figure, axes = plt.subplots(rows, columns, figsize=(9, 0.6 + 1.9 * rows), squeeze=False,
+                                layout="constrained", sharex=True, sharey=True)
+    for axis, (name, p) in zip(axes.flat, found.items()):
+        axis.bar(range(1, 11), np.mean(p, 0), color="0.4")
+        axis.set_title(name, fontsize=9)
+    figure.supxlabel("score")
+    figure.supylabel("mean probability")
+    figure.savefig(HERE / "distributions.png", dpi=120)
+
+
+def pictures():
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    training_picture(plt)
+    distributions_picture(plt)
+    if (HERE / "overoptimise-s0.json").exists():
+        overoptimise_picture(plt)
 
 
 def main():
