@@ -19,7 +19,10 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+import torch  # noqa: E402
+
 from eval import read_blind  # noqa: E402
+from reinforce import READOUTS  # noqa: E402
 from reward import wilson  # noqa: E402
 
 # ----- statistics -----
@@ -167,8 +170,12 @@ def judged(policies):
                 d[name][kind].append(np.mean(x, 0))
                 d[name][kind + ", wins"].append(np.mean([wins(y) for y in x], 0))
             text[name]["longer"].append(lengths[name] - lengths["sft"])
-            text[name]["both end"].append(np.maximum(lengths[name], lengths["sft"])
-                                          < result["settings"]["max_new"])
+            ends = {n: lengths[n] < result["settings"]["max_new"] for n in (name, "sft")}
+            for group, is_in in (("only the policy's ends", ends[name] & ~ends["sft"]),
+                                 ("both end", ends[name] & ends["sft"]),
+                                 ("neither ends", ~ends[name] & ~ends["sft"]),
+                                 ("only the SFT model's ends", ~ends[name] & ends["sft"])):
+                text[name][group].append(is_in)
             for key, value in result["policies"][name].items():
                 text[name][key].append(value)
         text["sft"]["perplexity"].append(result["policies"]["sft"]["perplexity"])
@@ -211,18 +218,22 @@ def models_table(runs, pattern):
 
 
 def policies_table(runs, pattern):
-    """REINFORCE runs, judged by the reward model that each was trained on."""
+    """REINFORCE runs, judged by the reward model that each was trained on. Objective: the gain in
+    what was maximised, score and ending less the penalty for KL."""
     rows = []
     for name in sorted(n for n in runs if "verdict" in runs[n][0] and re.fullmatch(pattern, n)):
         d, v = differences(runs[name]), [run["verdict"] for run in runs[name]]
+        objective = [x.mean() + run["settings"]["eos_penalty"] * (y["ended"] - y["sft_ended"])
+                     - run["settings"]["beta"] * y["kl"] for x, y, run in zip(d, v, runs[name])]
         rows.append([name, len(v), cell(d.mean(), interval(d)),
                      " ".join(f"{x:+.2f}" for x in d.mean(1)),
+                     " ".join(f"{x:+.2f}" for x in objective),
                      cell(wins(d).mean(), interval(wins(d)), ""),
                      f"{mean(x['kl'] for x in v):.2f}",
                      *(f"{mean(x['sft_' + k] for x in v):{f}} -> {mean(x[k] for x in v):{f}}"
                        for k, f in (("length", ".0f"), ("ended", ".2f")))])
-    return markdown(["run", "seeds", "difference to SFT [95 %]", "by seed", "win rate [95 %]", "KL",
-                     "length", "share that end"], rows)
+    return markdown(["run", "seeds", "difference to SFT [95 %]", "by seed", "objective by seed",
+                     "win rate [95 %]", "KL", "length", "share that end"], rows)
 
 
 def judge_table():
@@ -230,17 +241,29 @@ def judge_table():
     d, text = judged(("l1", "l2-mean"))
     rows = []
     for name in d:
-        both = text[name]["both end"]
         for kind in ("level 1", "level 2"):
             x, w = d[name][kind], d[name][kind + ", wins"]
+            flat = at_equal_length(x, text[name]["longer"])
             rows.append([name, len(x), kind, cell(x.mean(), interval(x)),
-                         cell(w.mean(), interval(w), ""),
-                         *(cell(v.mean(), interval(v)) for v in (
-                             at_equal_length(x, text[name]["longer"]), share_of(x * both, both))),
-                         both.sum()])
+                         cell(w.mean(), interval(w), ""), cell(flat.mean(), interval(flat))])
     return markdown(["policy", "seeds", "judges", "difference to SFT [95 %]", "win rate [95 %]",
-                     "difference at equal length [95 %]", "where both answers end [95 %]", "n"],
-                    rows)
+                     "difference at equal length [95 %]"], rows)
+
+
+def ending_table():
+    """The same differences, judges of both levels averaged, by which of the two answers end."""
+    d, text = judged(("l1", "l2-mean"))
+    rows = []
+    for name in d:
+        x = (d[name]["level 1"] + d[name]["level 2"]) / 2
+        for group in ("only the policy's ends", "both end", "neither ends",
+                      "only the SFT model's ends"):
+            is_in = text[name][group]
+            v = share_of(x * is_in, is_in)
+            rows.append([name, group, f"{is_in.mean():.2f}", cell(v.mean(), interval(v)),
+                         f"{(x * is_in).mean():+.2f}"])
+    return markdown(["policy", "answers within 48 tokens", "share of prompts",
+                     "difference to SFT [95 %]", "its part of the whole difference"], rows)
 
 
 def ranking_table():
@@ -294,28 +317,27 @@ def controls_table():
 
 
 def distributions_table():
-    """Predicted distributions of validation answers. Rank correlations over answers."""
-    found = read("distributions.json")
-    rating, rows = np.array(found["ratings"]), []
-    half = len(rating) // 2
-    distance = abs(rating[:half] - rating[half:])
+    """Predicted distributions of the validation answers (both sides of every pair)."""
+    found, rows = read("distributions.json"), []
+    rating = np.array(found["ratings"])
     for name, p in found["p"].items():
         p, scores = np.array(p), np.arange(1, 11)
         p /= p.sum(1, keepdims=True)
         m = p @ scores
         sd = np.sqrt(np.maximum(p @ scores**2 - m**2, 0))
-        top = np.argsort(-p.mean(0))[:2]
+        top = np.sort(np.argsort(-p.mean(0))[:2])
         entropy = -(p * np.log(np.maximum(p, 1e-12))).sum(1).mean()
-        rows.append([name, " and ".join(str(i + 1) for i in sorted(top)),
-                     f"{np.sort(p, 1)[:, -2:].sum(1).mean():.2f}", f"{m.mean():.2f}",
-                     f"{m.std(ddof=1):.2f}", f"{sd.mean():.2f}", f"{entropy:.2f}",
-                     f"{rank_correlation(m, rating):+.2f}",
+        against = [rank_correlation(m, READOUTS[k](torch.tensor(p), torch.tensor(p.mean(0)), 0.5))
+                   for k in ("win", "variance", "entropy", "entropic")]
+        rows.append([name, f"{top[0] + 1} and {top[1] + 1}", f"{p[:, top].sum(1).mean():.2f}",
+                     f"{m.mean():.2f}", f"{m.std(ddof=1):.2f}", f"{sd.mean():.2f}",
+                     f"{entropy:.2f}", f"{rank_correlation(m, rating):+.2f}",
                      f"{rank_correlation(sd, abs(m - rating)):+.2f}",
-                     f"{rank_correlation((sd[:half] + sd[half:]) / 2, distance):+.2f}"])
-    return markdown(["reward model", "two commonest scores", "mass of an answer's two likeliest",
-                     "mean E[S]", "spread of E[S]", "mean SD[S]", "mean H[p], nats",
-                     "E[S] with rating", "SD[S] with its error",
-                     "SD[S] with rating distance"], rows)
+                     " ".join(f"{x:.3f}" for x in against)])
+    return markdown(["reward model", "two commonest scores", "their share", "mean E[S]",
+                     "spread of E[S]", "mean SD[S]", "mean H[p], nats", "E[S] with rating",
+                     "SD[S] with its error",
+                     "E[S] with the readouts win, variance, entropy, entropic"], rows)
 
 
 def overoptimise_table():
@@ -363,31 +385,40 @@ def blind_table():
                      "kappa", "smallest effect"], rows)
 
 
+def readers_gap_table():
+    """Level 2 minus level 1 by the readers, prompt by prompt, readers averaged."""
+    gap = np.stack([blind_points("l2-mean", s).mean(0) - blind_points("l1", s).mean(0)
+                    for s in range(3)])
+    return markdown(["win rate by readers, l2-mean minus l1 [95 %]", "by seed", "smallest effect"],
+                    [[cell(gap.mean(), interval(gap)),
+                      " ".join(f"{x:+.2f}" for x in gap.mean(1)), f"{smallest_effect(gap):.2f}"]])
+
+
 def agreement_table():
     """Of the sampled answers that a reader could tell apart: how often a reward model that never
     met the policy prefers the same one. All sheets of a policy, both readers; then all sheets."""
-    said = defaultdict(list)
+    said = defaultdict(lambda: defaultdict(int))
     for path in sorted((HERE / "blind").glob("l?*-s?.json")):
-        policy, result = path.stem[:-3], json.loads(path.read_text())
-        points = blind_points(policy, int(path.stem[-1]))                         # (readers, N)
+        policy, seed, result = path.stem[:-3], int(path.stem[-1]), json.loads(path.read_text())
+        points = blind_points(policy, seed)                                       # (readers, N)
         scores = {f"level {rm[2]}": np.subtract(s[policy][0], s["sft"][0])
                   for rm, s in result["scores"].items()}
         scores["the shorter answer"] = np.subtract(*(result["lengths"][k][0]
                                                      for k in ("sft", policy)))
         for name, x in scores.items():
             told = (points != 0.5) & (x != 0)
-            counts = [told.sum(0), (told & (points > 0.5)).sum(0), (told & (x > 0)).sum(0),
-                      (told & ((points > 0.5) == (x > 0))).sum(0)]                # (4, N) counts
-            said[policy, name].append(counts)
-            said["all", name].append(counts)
+            counts = np.array([told.sum(0), (told & (points > 0.5)).sum(0), (told & (x > 0)).sum(0),
+                               (told & ((points > 0.5) == (x > 0))).sum(0)])      # (4, N)
+            said[policy, name][seed] += counts
+            said["all", name][seed] += counts  # sheets of one seed share their SFT answers
     rows = []
     for (policy, name), counts in sorted(said.items(), key=lambda x: (x[0][0] == "all", x[0])):
-        told, theirs, mine, same = np.array(counts).swapaxes(0, 1)                # (S, N) each
-        rows.append([policy, name, len(told), told.sum(), *(
-            cell(v.mean(), interval(v), "") for v in (share_of(x, told)
-                                                      for x in (theirs, mine, same)))])
-    return markdown(["policy", "judge", "sheets", "verdicts", "readers prefer the policy [95 %]",
-                     "the judge does [95 %]", "they agree [95 %]"], rows)
+        told, theirs, mine, same = np.array([*counts.values()]).swapaxes(0, 1)    # (S, N) each
+        rows.append([policy, name, told.sum(), *(cell(v.mean(), interval(v), "") for v in (
+            share_of(x, told) for x in (theirs, mine, same))),
+            " ".join(f"{x:.2f}" for x in same.sum(1) / told.sum(1))])
+    return markdown(["policy", "judge", "verdicts", "readers prefer the policy [95 %]",
+                     "the judge does [95 %]", "they agree [95 %]", "by seed"], rows)
 
 
 def human_table(name):
@@ -426,7 +457,8 @@ def tables():
             "rewards": policies_table(runs, r"l1|l1-(shuffled|onpolicy)"),
             "main": policies_table(runs, r"l1|l2-mean")}
     for name, file, make in (
-            ("judge", "judge-s0.json", judge_table), ("ranking", "judge-s0.json", ranking_table),
+            ("judge", "judge-s0.json", judge_table), ("ending", "judge-s0.json", ending_table),
+            ("ranking", "judge-s0.json", ranking_table),
             ("samples", "l2-mean-s0", lambda: samples_table("l1-s0", "l2-mean-s0")),
             ("variance", "variance.json", variance_table),
             ("controls", "controls.json", controls_table),
@@ -434,6 +466,7 @@ def tables():
             ("overoptimise", "overoptimise-s0.json", overoptimise_table),
             ("human", "human-validation.json", lambda: human_table("human-validation.json")),
             ("test", "human-test.json", lambda: human_table("human-test.json")),
+            ("gap", "blind/l2-mean-s2-reader-2.blind.md", readers_gap_table),
             ("agreement", "blind/l2-mean-s0-reader-2.blind.md", agreement_table),
             ("blind", "blind/l2-mean-s0-reader-2.blind.md", blind_table)):
         if (HERE / file).exists():
