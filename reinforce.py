@@ -16,7 +16,7 @@ r is in units of the SFT model's own spread. Of normally distributed scores, the
 The command gets the SFT model and the pairs, trains the reward model of the level if it is not
 there yet, samples the SFT model on held-out prompts, runs REINFORCE, samples the aligned model on
 the same prompts with the same random numbers, and answers: did the held-out reward rise? On the
-bundled data that takes about 11 minutes on two CPU cores; the README says what to expect.
+bundled data that takes about 10 minutes on two CPU cores; the README says what to expect.
 
 Left out, and why:
  1. Ratio, clipping, several epochs a batch (PPO, RLOOTrainer): with one update the ratio is 1.
