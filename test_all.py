@@ -978,7 +978,7 @@ def is_pair(row):
                               and is_text(a[-1].get("content")))
 
     def rating(r):
-        return r is None or (type(r) in (int, float) and abs(r) < 1e308 or r != r)
+        return r is None or type(r) in (int, float) and (abs(r) <= sys.float_info.max or r != r)
     return (isinstance(row, dict) and {"prompt", "chosen", "rejected"} <= row.keys()
             and (is_text(row["prompt"]) or isinstance(row["prompt"], list)
                  and all(map(message, row["prompt"])))
