@@ -1604,7 +1604,12 @@ def test_ratios_and_intercepts_are_means_of_their_influence():
     rng = np.random.default_rng(0)
     part, whole = rng.integers(0, 2, (2, 3, 50))
     part = part * whole
-    assert report.share_of(part, whole).mean() == pytest.approx(part.sum() / whole.sum())
+    values, drawn = report.share_of(part, whole), []
+    assert values.mean() == pytest.approx(part.sum() / whole.sum())
+    for _ in range(2000):
+        i = rng.integers(0, 150, 150)
+        drawn.append(part.ravel()[i].sum() / whole.ravel()[i].sum())
+    assert values.std() / 150**0.5 == pytest.approx(np.std(drawn), rel=0.1)
     x, noise = rng.normal(size=(2, 3, 50)) + 0.5
     slope, intercept = np.polyfit(x.ravel(), (0.7 - 2 * x + noise).ravel(), 1)
     values = report.at_equal_length(0.7 - 2 * x + noise, x)
