@@ -10,8 +10,8 @@ and its gradient, from one answer a prompt and one update a batch, b the moving 
 
     mean over the batch of  (R(x, y) - b) grad log pi(y|x)                               (eqs. 6-8)
 
-r is in units of the SFT model's own spread. Of normally distributed scores, the best policy gains
-1/beta of them at a KL of 1/(2 beta^2) nats: 5.6 at 0.3, in the range of the paper (fig. 5).
+r is in units of the SFT model's own spread. If a prompt's scores were normal with that spread, the
+best policy would gain 1/beta of them at 1/(2 beta^2) nats: 5.6 at 0.3, as in the paper's fig. 5.
 
 The command gets the SFT model and the pairs, trains the reward model of the level if it is not
 there yet, samples the SFT model on held-out prompts, runs REINFORCE, samples the aligned model on
