@@ -5,11 +5,12 @@
     python results/experiments.py distributions  # what level-2 reward models predict
     python results/experiments.py overoptimise 0 # a policy on one half of the pairs, judged by both
     python results/experiments.py onpolicy       # pairs "written > sampled": runs/onpolicy.jsonl
+    python results/experiments.py written        # a blind sheet of the demo set's own pairs
     python results/experiments.py shuffle 0      # wrong labels: runs/shuffled-0.jsonl
     python results/experiments.py split FILE...  # human pairs: runs/human-*.jsonl and runs/test-*
     python results/experiments.py judge NAME RM FILE...   # reward models on every pair of a file
 
-The first four and `judge` write results/NAME.json. Times are for one CPU core.
+The first four and `judge` write results/NAME.json, `written` results/blind/written*. Times are for one CPU core.
 """
 import json
 import random
@@ -23,6 +24,7 @@ from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from eval import write_blind  # noqa: E402
 from reinforce import (EVAL_STEP, ReinforceConfig, answer_all, calibrate,  # noqa: E402
                        prompt_batches, read_scores, sample, sampling_copy, sequence_logprobs,
                        token_logprobs, train_policy, uniforms, usable_prompts)
@@ -226,6 +228,30 @@ def onpolicy(draws=4):
     print(f"runs/onpolicy.jsonl: {len(rows)} pairs")
 
 
+# ----- readers and reward models on written answers: about 5 minutes -----
+
+def written(n=64):
+    """A blind sheet of the first n held-out demo pairs, chosen against rejected, and what every
+    reward model of the main runs says about them: a sheet of policies shows only the product of a
+    reward model right about written answers and of one that carries over to samples."""
+    cfg = RewardConfig(level=2, max_len=1024)  # long enough for all
+    _, val, tokenizer, *_ = setup(cfg)
+    pairs = val[:n]
+    chosen, rejected, _ = zip(*encode_pairs(tokenizer, pairs, cfg, "written"))
+    sides = [[tokenizer.encode(text) for text in side]
+             for side in zip(*((p.rejected, p.chosen) for p in pairs))]
+    write_blind(str(HERE / "blind/written"), tokenizer,
+                [encode_prompt(tokenizer, p.messages) for p in pairs], *sides,
+                np.random.default_rng(0))
+    result = {"lengths": dict(zip(("rejected", "chosen"), ([len(x) for x in s] for s in sides))),
+              "scores": {}}
+    for folder in (f"rm{level}-s{seed}" for level in (1, 2) for seed in range(3)):
+        rm = load_reward_model(f"runs/{folder}", None, cfg, tokenizer)
+        x = read_scores(score_all(rm, chosen + rejected, cfg, folder), "mean", 0, None)
+        result["scores"][folder] = {"chosen": x[:n].tolist(), "rejected": x[n:].tolist()}
+    keep("blind/written", result)
+
+
 # ----- human preferences -----
 
 def split(*files):
@@ -280,7 +306,8 @@ def judge(name, rm, *files):
 
 def main():
     name, *values = sys.argv[1:] or [""]
-    parts = controls, variance, distributions, overoptimise, onpolicy, shuffle, split, judge
+    parts = (controls, variance, distributions, overoptimise, onpolicy, written, shuffle, split,
+             judge)
     todo = {part.__name__: part for part in parts}
     if name not in todo:
         raise SystemExit(__doc__)

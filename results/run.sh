@@ -96,6 +96,7 @@ blind() {  # sheets to be read; see results/blind/RUBRIC.md. Sampling seeds that
         --max_new 128 --seeds $((7 + s)) --blind $p --out results/blind/$p-s$s
     done
   done
+  [ -f results/blind/written.key.json ] || python results/experiments.py written
 }
 human() {  # human HH HELPSTEER: choose a level-1 reward model on validation pairs, confirm the choice once on test pairs
   python results/experiments.py split "$@"
