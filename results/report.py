@@ -355,18 +355,22 @@ def overoptimise_table():
                      "by the one of the other half [95 %]", "length", "share that end"], rows)
 
 
-def blind_points(policy, seed):
-    """(readers, N): 1 won, 1/2 tie, 0 lost, in the order of the prompts, which eval.py shuffled."""
-    sheets = sorted((HERE / "blind").glob(f"{policy}-s{seed}-reader-*.blind.md"))
-    won = np.array([[*read_blind(s, HERE / f"blind/{policy}-s{seed}.key.json").values()]
-                    for s in sheets])
-    shuffled = np.random.default_rng(7 + seed).permutation(won.shape[1])
+def sheet_points(name, seed):
+    """(readers, N): 1 won, 1/2 tie, 0 lost, in the order of the prompts, which the sheet shuffled
+    with this seed."""
+    sheets = sorted((HERE / "blind").glob(f"{name}-reader-*.blind.md"))
+    won = np.array([[*read_blind(s, HERE / f"blind/{name}.key.json").values()] for s in sheets])
+    shuffled = np.random.default_rng(seed).permutation(won.shape[1])
     return (won[:, np.argsort(shuffled)] + 1) / 2
+
+
+def blind_points(policy, seed):
+    return sheet_points(f"{policy}-s{seed}", 7 + seed)  # eval.py shuffles with its first seed
 
 
 def blind_table():
     """Each sheet by each reader, with Cohen's kappa; all sheets of a policy, readers averaged."""
-    rows, sheets = [], sorted((HERE / "blind").glob("*.key.json"))
+    rows, sheets = [], sorted((HERE / "blind").glob("l?*.key.json"))
     names = sorted({s.name.partition("-s")[0] for s in sheets})
     for policy in names:
         points = {s: blind_points(policy, s) for s in range(3)
@@ -421,6 +425,29 @@ def agreement_table():
                      "the judge does [95 %]", "they agree [95 %]", "by seed"], rows)
 
 
+def written_table():
+    """Readers and reward models on written held-out pairs: who is right about which was meant to be
+    the better one, and how often a reward model agrees with a reader who could tell."""
+    points, result = sheet_points("written", 0), read("blind/written.json")       # (readers, N)
+    told = points != 0.5
+    right = {f"reward models of level {level}, 3 seeds": np.stack(
+        [np.subtract(s["chosen"], s["rejected"]) for rm, s in result["scores"].items()
+         if rm.startswith(f"rm{level}")]) for level in (1, 2)}                         # (S, N)
+    right["the shorter answer"] = np.subtract(result["lengths"]["rejected"],
+                                              result["lengths"]["chosen"])[None]
+    both = points.mean(0)[None]
+    rows = [[f"readers ({told.sum()} of {told.size} told apart)",
+             cell(both.mean(), interval(both), ""), ""]]
+    for name, d in right.items():
+        same = ((points[:, None] > 0.5) == (d > 0)) & told[:, None] & (d != 0)   # (readers, S, N)
+        whole = told[:, None] & (d != 0)
+        share = share_of(same.sum(0), whole.sum(0))
+        rows.append([name, cell(wins(d).mean(), interval(wins(d)), ""),
+                     cell(share.mean(), interval(share), "")])
+    return markdown(["judge", "right about the written pair [95 %]",
+                     "agrees with the readers [95 %]"], rows)
+
+
 def human_table(name):
     rows = [[rm, file, m["n"], cell(m["accuracy"], m["accuracy_interval"], ""),
              cell(m["longer_accuracy"], m["longer_interval"], ""),
@@ -467,6 +494,7 @@ def tables():
             ("human", "human-validation.json", lambda: human_table("human-validation.json")),
             ("test", "human-test.json", lambda: human_table("human-test.json")),
             ("gap", "blind/l2-mean-s2-reader-2.blind.md", readers_gap_table),
+            ("written", "blind/written-reader-2.blind.md", written_table),
             ("agreement", "blind/l2-mean-s0-reader-2.blind.md", agreement_table),
             ("blind", "blind/l2-mean-s0-reader-2.blind.md", blind_table)):
         if (HERE / file).exists():
