@@ -1676,6 +1676,19 @@ def test_points_of_a_blind_sheet_are_in_the_order_of_the_prompts(tokenizer, tmp_
     assert report.blind_points("l1", 2).tolist() == [[1.0] * 10 + [0.0] * 20] * 2
 
 
+def test_agreement_on_written_pairs_by_counting(monkeypatch):
+    points = np.array([[1, 0.5, 0, 1], [1, 1, 0.5, 0]])  # 6 verdicts that are no tie
+    scores = {f"rm{level}-s{s}": {"chosen": [1, 1, 1, 0], "rejected": [0, 0, 2, 1]}
+              for level in (1, 2) for s in (0, 1)}  # the chosen one better in pairs 1 and 2
+    lengths = {"chosen": [3, 3, 3, 3], "rejected": [4, 3, 2, 2]}  # shorter in 1, equal in 2
+    monkeypatch.setattr(report, "sheet_points", lambda *_: points)
+    monkeypatch.setattr(report, "read", lambda _: {"scores": scores, "lengths": lengths})
+    rows = [[x.split()[0] if x.split() else "" for x in line.split("|")[2:4]]
+            for line in report.written_table().splitlines()[2:]]
+    # reader 1: agrees on 1, 3, not on 4; reader 2: on 1, 2, 4. By length, without pair 2: 1, 3; 1, 4
+    assert rows == [["0.62", ""], ["0.50", "0.83"], ["0.50", "0.83"], ["0.38", "0.80"]]
+
+
 def test_holm_and_rank_correlation_by_hand():
     assert report.holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx(
         [0.03, 0.06, 0.06, 0.02])

@@ -437,7 +437,7 @@ def written_table():
                                               result["lengths"]["chosen"])[None]
     both = points.mean(0)[None]
     rows = [[f"readers ({told.sum()} of {told.size} told apart)",
-             cell(both.mean(), interval(both), ""), ""]]
+             cell(both.mean(), wilson(both.sum(), both.size), ""), ""]]
     for name, d in right.items():
         same = ((points[:, None] > 0.5) == (d > 0)) & told[:, None] & (d != 0)   # (readers, S, N)
         whole = told[:, None] & (d != 0)
