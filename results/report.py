@@ -400,7 +400,8 @@ def readers_gap_table():
 
 def agreement_table():
     """Of the sampled answers that a reader could tell apart: how often a reward model that never
-    met the policy prefers the same one. All sheets of a policy, both readers; then all sheets."""
+    met the policy prefers the same one. All sheets of a policy, both readers;
+    then both main runs."""
     said = defaultdict(lambda: defaultdict(int))
     for path in sorted((HERE / "blind").glob("l?*-s?.json")):
         policy, seed, result = path.stem[:-3], int(path.stem[-1]), json.loads(path.read_text())
@@ -414,9 +415,10 @@ def agreement_table():
             counts = np.array([told.sum(0), (told & (points > 0.5)).sum(0), (told & (x > 0)).sum(0),
                                (told & ((points > 0.5) == (x > 0))).sum(0)])      # (4, N)
             said[policy, name][seed] += counts
-            said["all", name][seed] += counts  # sheets of one seed share their SFT answers
+            if policy in ("l1", "l2-mean"):
+                said["both", name][seed] += counts  # sheets of one seed share their SFT answers
     rows = []
-    for (policy, name), counts in sorted(said.items(), key=lambda x: (x[0][0] == "all", x[0])):
+    for (policy, name), counts in sorted(said.items(), key=lambda x: (x[0][0] == "both", x[0])):
         told, theirs, mine, same = np.array([*counts.values()]).swapaxes(0, 1)    # (S, N) each
         rows.append([policy, name, told.sum(), *(cell(v.mean(), interval(v), "") for v in (
             share_of(x, told) for x in (theirs, mine, same))),
