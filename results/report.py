@@ -400,8 +400,8 @@ def readers_gap_table():
 
 def agreement_table():
     """Of the sampled answers that a reader could tell apart: how often a reward model that never
-    met the policy prefers the same one. All sheets of a policy, both readers;
-    then both main runs."""
+    met the policy prefers the same one. All sheets of a policy, both readers; then those of both
+    main runs."""
     said = defaultdict(lambda: defaultdict(int))
     for path in sorted((HERE / "blind").glob("l?*-s?.json")):
         policy, seed, result = path.stem[:-3], int(path.stem[-1]), json.loads(path.read_text())
