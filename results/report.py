@@ -320,23 +320,31 @@ def distributions_table():
     """Predicted distributions of the validation answers (both sides of every pair)."""
     found, rows = read("distributions.json"), []
     rating = np.array(found["ratings"])
-    for name, p in found["p"].items():
-        p, scores = np.array(p), np.arange(1, 11)
+    distance = np.subtract(*rating.reshape(2, -1))  # chosen answers come first, then rejected ones
+    scores = np.arange(1, 11)
+    all_alike = np.tile((np.rint(rating)[:, None] == scores).mean(0), (len(rating), 1))
+    for name, p in {**found["p"], "(all ratings, for every answer)": all_alike}.items():
+        p = np.array(p)
         p /= p.sum(1, keepdims=True)
         m = p @ scores
         sd = np.sqrt(np.maximum(p @ scores**2 - m**2, 0))
         top = np.sort(np.argsort(-p.mean(0))[:2])
         entropy = -(p * np.log(np.maximum(p, 1e-12))).sum(1).mean()
-        against = [rank_correlation(m, READOUTS[k](torch.tensor(p), torch.tensor(p.mean(0)), 0.5))
-                   for k in ("win", "variance", "entropy", "entropic")]
         rows.append([name, f"{top[0] + 1} and {top[1] + 1}", f"{p[:, top].sum(1).mean():.2f}",
                      f"{m.mean():.2f}", f"{m.std(ddof=1):.2f}", f"{sd.mean():.2f}",
-                     f"{entropy:.2f}", f"{rank_correlation(m, rating):+.2f}",
+                     f"{entropy:.2f}"])
+        if np.ptp(m) < 1e-9:  # nothing to correlate
+            rows[-1] += [""] * 4
+            continue
+        against = [rank_correlation(m, READOUTS[k](torch.tensor(p), torch.tensor(p.mean(0)), 0.5))
+                   for k in ("win", "variance", "entropy", "entropic")]
+        rows[-1] += [f"{rank_correlation(m, rating):+.2f}",
                      f"{rank_correlation(sd, abs(m - rating)):+.2f}",
-                     " ".join(f"{x:.3f}" for x in against)])
+                     f"{rank_correlation(sd.reshape(2, -1).mean(0), distance):+.2f}",
+                     " ".join(f"{x:.3f}" for x in against)]
     return markdown(["reward model", "two commonest scores", "their share", "mean E[S]",
                      "spread of E[S]", "mean SD[S]", "mean H[p], nats", "E[S] with rating",
-                     "SD[S] with its error",
+                     "SD[S] with its error", "SD[S] with the pair's rating distance",
                      "E[S] with the readouts win, variance, entropy, entropic"], rows)
 
 
@@ -557,14 +565,16 @@ def overoptimise_picture(plt):
 
 
 def distributions_picture(plt):
-    """Mean predicted distribution of every level-2 reward model."""
+    """Mean predicted distribution of every level-2 reward model, a row a loss."""
     found = read("distributions.json")["p"]
-    rows, columns = -(-len(found) // 5), min(5, len(found))
-    figure, axes = plt.subplots(rows, columns, figsize=(9, 0.6 + 1.9 * rows), squeeze=False,
+    rows = [[n for n in found if re.fullmatch(rf"{kind}-s\d+", n)]
+            for kind in ("rm2", "rm2-strict", "rm2-anchor")]
+    figure, axes = plt.subplots(len(rows), max(map(len, rows)), figsize=(8, 5), squeeze=False,
                                 layout="constrained", sharex=True, sharey=True)
-    for axis, (name, p) in zip(axes.flat, found.items()):
-        axis.bar(range(1, 11), np.mean(p, 0), color="0.4")
+    for axis, name in ((a, n) for line, names in zip(axes, rows) for a, n in zip(line, names)):
+        axis.bar(range(1, 11), np.mean(found[name], 0), color="0.4")
         axis.set_title(name, fontsize=9)
+        axis.set_xticks([1, 4, 7, 10])
     figure.supxlabel("score")
     figure.supylabel("mean probability")
     figure.savefig(HERE / "distributions.png", dpi=120)
