@@ -238,10 +238,10 @@ def policies_table(runs, pattern):
 
 def judge_table():
     """A policy by the reward models of other seeds, of its own level and of the other."""
-    d, text = judged(("l1", "l2-mean"))
     rows = []
-    for name in d:
-        for kind in ("level 1", "level 2"):
+    for name in ("l1", "l2-mean", "l1-eos-0", "l1-shuffled", "l1-noise"):
+        d, text = judged((name,))
+        for kind in ("level 1", "level 2") if d else ():
             x, w = d[name][kind], d[name][kind + ", wins"]
             flat = at_equal_length(x, text[name]["longer"])
             rows.append([name, len(x), kind, cell(x.mean(), interval(x)),
@@ -252,9 +252,11 @@ def judge_table():
 
 def ending_table():
     """The same differences, judges of both levels averaged, by which of the two answers end."""
-    d, text = judged(("l1", "l2-mean"))
     rows = []
-    for name in d:
+    for name in ("l1", "l2-mean", "l1-shuffled"):
+        d, text = judged((name,))
+        if not d:
+            continue
         x = (d[name]["level 1"] + d[name]["level 2"]) / 2
         for group in ("only the policy's ends", "both end", "neither ends",
                       "only the SFT model's ends"):
@@ -487,11 +489,11 @@ def samples_table(*folders, count=4):
 def tables():
     """{name: markdown} of what there are results for."""
     runs = read_runs()
-    made = {"models": models_table(runs, r"rm[12](-strict|-anchor|-shuffled|-onpolicy)?"),
+    made = {"models": models_table(runs, r"rm[12](-strict|-anchor|-shuffled|-noise|-onpolicy)?"),
             "curve": models_table(runs, r"rm[12](-pairs-\d+)?"),
             "levels": policies_table(runs, r"l1|l2-[a-z]+"),
             "ablations": policies_table(runs, r"l1|l2-mean|l[12]-(baseline|beta|lr|eos)-.*"),
-            "rewards": policies_table(runs, r"l1|l1-(shuffled|onpolicy)"),
+            "rewards": policies_table(runs, r"l1|l1-(shuffled|noise|onpolicy)"),
             "main": policies_table(runs, r"l1|l2-mean")}
     for name, file, make in (
             ("judge", "judge-s0.json", judge_table), ("ending", "judge-s0.json", ending_table),

@@ -59,11 +59,14 @@ ablations() {  # level 1, one setting changed at a time
     align l2-beta-0.05 rm2 "$s" --level 2 --beta 0.05
   done
 }
-shuffled() {  # a reward model of shuffled labels: what "improvement" is there against noise?
+shuffled() {  # a reward model of shuffled labels: what "improvement" is there against noise? It still has the pairs
+  # "finished answer > its own prefix", which are not shuffled; `noise` has neither them nor the penalty
   for s in $seeds; do
     python results/experiments.py shuffle "$s"
     model rm1-shuffled "$s" --level 1 --data "runs/shuffled-$s.jsonl"
     align l1-shuffled rm1-shuffled "$s" --level 1 --data "runs/shuffled-$s.jsonl"
+    model rm1-noise "$s" --level 1 --data "runs/shuffled-$s.jsonl" --cut 0
+    align l1-noise rm1-noise "$s" --level 1 --data "runs/shuffled-$s.jsonl" --cut 0 --eos_penalty 0
   done
 }
 onpolicy() {  # a reward model that has also seen samples, as rejected answers
@@ -86,6 +89,8 @@ judge() {  # every policy by the reward models of the other seeds, which never m
     rewards=
     for o in 0 1 2; do [ $o = "$s" ] || rewards+=" runs/rm1-s$o runs/rm2-s$o"; done
     python eval.py --policies $policies --rewards $rewards --seeds "$s" --out "results/judge-s$s"
+    python eval.py --policies l1-eos-0=runs/l1-eos-0-s$s l1-shuffled=runs/l1-shuffled-s$s \
+      l1-noise=runs/l1-noise-s$s --rewards $rewards --seeds "$s" --out "results/judge-s$s-controls"
   done
 }
 blind() {  # sheets to be read; see results/blind/RUBRIC.md. Sampling seeds that nothing else uses
