@@ -89,8 +89,9 @@ judge() {  # every policy by the reward models of the other seeds, which never m
     rewards=
     for o in 0 1 2; do [ $o = "$s" ] || rewards+=" runs/rm1-s$o runs/rm2-s$o"; done
     python eval.py --policies $policies --rewards $rewards --seeds "$s" --out "results/judge-s$s"
-    python eval.py --policies l1-eos-0=runs/l1-eos-0-s$s l1-shuffled=runs/l1-shuffled-s$s \
-      l1-noise=runs/l1-noise-s$s --rewards $rewards --seeds "$s" --out "results/judge-s$s-controls"
+    python eval.py --policies l1-eos-0=runs/l1-eos-0-s$s l1-shuffled=runs/l1-shuffled-s$s --rewards $rewards \
+      --seeds "$s" --out "results/judge-s$s-controls"
+    python eval.py --policies l1-noise=runs/l1-noise-s$s --rewards $rewards --seeds "$s" --out "results/judge-s$s-noise"
   done
 }
 blind() {  # sheets to be read; see results/blind/RUBRIC.md. Sampling seeds that nothing else uses
