@@ -262,8 +262,10 @@ def ending_table():
                       "only the SFT model's ends"):
             is_in = text[name][group]
             v = share_of(x * is_in, is_in)
-            rows.append([name, group, f"{is_in.mean():.2f}", cell(v.mean(), interval(v)),
-                         f"{(x * is_in).mean():+.2f}"])
+            difference = (cell(v.mean(), interval(v)) if is_in.sum() >= 10 else
+                          f"{v.mean():+.2f} ({is_in.sum()} of them)")
+            rows.append([name, group, f"{is_in.mean():.2f}", difference,
+                         f"{round((x * is_in).mean(), 2) + 0.0:+.2f}"])
     return markdown(["policy", "answers within 48 tokens", "share of prompts",
                      "difference to SFT [95 %]", "its part of the whole difference"], rows)
 
