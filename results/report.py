@@ -320,6 +320,44 @@ def controls_table():
                      "length", "share that end"], rows)
 
 
+def paired_table():
+    """Runs against l1, prompt by prompt and seed by seed: what is compared in the text."""
+    runs, rows = read_runs(), []
+
+    def row(what, by, x, y):
+        x, y = (np.atleast_2d(v) for v in (x, y))
+        if len(x) == len(y):  # else a seed is missing still
+            d = x - y
+            rows.append([what, by, len(d), cell(d.mean(), interval(d)),
+                         " ".join(f"{v:+.2f}" for v in d.mean(1)), f"{smallest_effect(d):.2f}"])
+
+    def by_judges(name):
+        d, _ = judged((name,))
+        return (d[name]["level 1"] + d[name]["level 2"]) / 2 if d else []
+    for name in ("l1-eos-0", "l1-beta-0.05"):
+        row(name, "its own reward models", differences(runs[name]), differences(runs["l1"]))
+    for name in ("l1-eos-0", "l1-shuffled", "l1-noise"):
+        row(name, "reward models of other seeds", by_judges(name), by_judges("l1"))
+    controls, judge = read("controls.json")["scores"], read("judge-s0.json")["scores"]
+    for side in ("brief", "best of 4", "best of 16"):  # sampling seed 0
+        x, y = (np.mean([(np.array(v) - sft) / np.std(sft, ddof=1) for v, sft in pairs], 0)
+                for pairs in ([(c[side], c["sft"]) for c in controls.values()],
+                              [(judge[rm]["l1"][0], judge[rm]["sft"][0]) for rm in controls]))
+        row(side, "reward models of other seeds", x, y)
+
+    def on_the_sheets(policy, level):
+        return [wins(np.subtract(x[policy][0], x["sft"][0])) for seed in range(3)
+                for rm, x in read(f"blind/{policy}-s{seed}.json")["scores"].items()
+                if rm[2] == level]
+    weak = "l1-beta-0.05"
+    for level in "12":
+        row(weak, f"level {level}, other seeds, wins on the readers' sheets",
+            *(on_the_sheets(p, level) for p in (weak, "l1")))
+    row(weak, "readers, wins",
+        *([blind_points(p, s).mean(0) for s in range(3)] for p in (weak, "l1")))
+    return markdown(["run", "by", "seeds", "minus l1 [95 %]", "by seed", "smallest effect"], rows)
+
+
 def distributions_table():
     """Predicted distributions of the validation answers (both sides of every pair)."""
     found, rows = read("distributions.json"), []
@@ -503,6 +541,7 @@ def tables():
             ("samples", "l2-mean-s0", lambda: samples_table("l1-s0", "l2-mean-s0")),
             ("variance", "variance.json", variance_table),
             ("controls", "controls.json", controls_table),
+            ("paired", "blind/l1-beta-0.05-s2-reader-2.blind.md", paired_table),
             ("distributions", "distributions.json", distributions_table),
             ("overoptimise", "overoptimise-s0.json", overoptimise_table),
             ("human", "human-validation.json", lambda: human_table("human-validation.json")),
