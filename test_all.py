@@ -1685,8 +1685,35 @@ def test_agreement_on_written_pairs_by_counting(monkeypatch):
     monkeypatch.setattr(report, "read", lambda _: {"scores": scores, "lengths": lengths})
     rows = [[x.split()[0] if x.split() else "" for x in line.split("|")[2:4]]
             for line in report.written_table().splitlines()[2:]]
-    # reader 1: agrees on 1, 3, not on 4; reader 2: on 1, 2, 4. By length, without pair 2: 1, 3; 1, 4
+    # reader 1: agrees on 1, 3, not on 4; reader 2: on 1, 2, 4. By length, no pair 2: 1, 3; 1, 4
     assert rows == [["0.62", ""], ["0.50", "0.83"], ["0.50", "0.83"], ["0.38", "0.80"]]
+
+
+def test_comparisons_with_l1_by_plain_loops_over_the_files():
+    rows = {tuple(x.strip() for x in line.split("|")[1:3]): line.split("|")[4:6]
+            for line in report.paired_table().splitlines()[2:]}
+
+    def by_seed(*row):
+        return [float(x) for x in rows[row][1].split()]
+
+    def gain(scores, name):  # mean over judges of the mean difference to SFT, in SFT spreads
+        return np.mean([(np.ravel(s[name]) - np.ravel(s["sft"])).mean()
+                        / np.ravel(s["sft"]).std(ddof=1) for s in scores.values()])
+    l1 = [gain(report.read(f"judge-s{s}.json")["scores"], "l1") for s in range(3)]
+    for name in ("l1-eos-0", "l1-shuffled"):
+        other = [gain(report.read(f"judge-s{s}-controls.json")["scores"], name) for s in range(3)]
+        assert by_seed(name, "reward models of other seeds") == pytest.approx(
+            np.subtract(other, l1), abs=0.0051)
+    brief = gain(report.read("controls.json")["scores"], "brief") - l1[0]
+    assert by_seed("brief", "reward models of other seeds") == pytest.approx([brief], abs=0.0051)
+
+    def read_by(policy, seed):  # the share of points, whatever the order of the prompts
+        folder = HERE / "results/blind"
+        return np.mean([(1 + np.mean([*evaluation.read_blind(
+            folder / f"{policy}-s{seed}-reader-{i}.blind.md",
+            folder / f"{policy}-s{seed}.key.json").values()])) / 2 for i in (1, 2)])
+    weak = [read_by("l1-beta-0.05", s) - read_by("l1", s) for s in range(3)]
+    assert by_seed("l1-beta-0.05", "readers, wins") == pytest.approx(weak, abs=0.0051)
 
 
 def test_holm_and_rank_correlation_by_hand():

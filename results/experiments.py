@@ -10,7 +10,8 @@
     python results/experiments.py split FILE...  # human pairs: runs/human-*.jsonl and runs/test-*
     python results/experiments.py judge NAME RM FILE...   # reward models on every pair of a file
 
-The first four and `judge` write results/NAME.json, `written` results/blind/written*. Times are for one CPU core.
+The first four and `judge` write results/NAME.json, `written` results/blind/written*. Times are for
+one CPU core.
 """
 import json
 import random
