@@ -334,7 +334,7 @@ def paired_table():
     def by_judges(name):
         d, _ = judged((name,))
         return (d[name]["level 1"] + d[name]["level 2"]) / 2 if d else []
-    for name in ("l1-eos-0", "l1-beta-0.05"):
+    for name in sorted(n for n in runs if re.fullmatch("l1-(baseline|beta|eos|lr)-.*", n)):
         row(name, "its own reward models", differences(runs[name]), differences(runs["l1"]))
     for name in ("l1-eos-0", "l1-shuffled", "l1-noise"):
         row(name, "reward models of other seeds", by_judges(name), by_judges("l1"))
