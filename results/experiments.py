@@ -288,8 +288,10 @@ def shuffle(seed):
 
 def judge(name, rm, *files):
     """A reward model on pairs of these files: all of runs/test-*, of others the validation part;
-    at most 1,024 tokens whatever it was trained with. Adds to results/NAME.json."""
-    cfg = RewardConfig(level=2, max_len=1024, rm_micro=2)
+    in the arithmetic it was trained in, but at most 1,024 tokens whatever it was trained with. Adds
+    to results/NAME.json."""
+    settings = json.loads((Path(rm) / "config.json").read_text(encoding="utf-8"))["settings"]
+    cfg = RewardConfig(level=2, max_len=1024, rm_micro=2, precision=settings["precision"])
     path = HERE / f"{name}.json"
     result = json.loads(path.read_text()) if path.exists() else {}
     tokenizer = load_tokenizer(find_sft(cfg)[0])
