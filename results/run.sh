@@ -54,6 +54,7 @@ ablations() {  # level 1, one setting changed at a time
   for s in $seeds; do
     for b in 0 0.05 0.1; do align "l1-beta-$b" rm1 "$s" --level 1 --beta $b; done
     for b in mean none; do align "l1-baseline-$b" rm1 "$s" --level 1 --baseline $b; done
+    align l2-baseline-none rm2 "$s" --level 2 --baseline none
     for r in 1e-6 1e-5 5e-5; do align "l1-lr-$r" rm1 "$s" --level 1 --lr $r; done
     align l1-eos-0 rm1 "$s" --level 1 --eos_penalty 0
     align l2-beta-0.05 rm2 "$s" --level 2 --beta 0.05
