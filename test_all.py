@@ -1699,13 +1699,15 @@ def test_comparisons_with_l1_by_plain_loops_over_the_files():
     def gain(scores, name):  # mean over judges of the mean difference to SFT, in SFT spreads
         return np.mean([(np.ravel(s[name]) - np.ravel(s["sft"])).mean()
                         / np.ravel(s["sft"]).std(ddof=1) for s in scores.values()])
+
     def own_gain(name, seed):  # as the run itself printed it, in its spreads
         v = report.read(f"{name}-s{seed}/verdict.json")
         return v["difference"] / v["unit"]
-    for (name, by), _ in rows.items():
-        if by == "its own reward models":
-            assert by_seed(name, by) == pytest.approx(
-                [own_gain(name, s) - own_gain("l1", s) for s in range(3)], abs=0.0051)
+    own = [row for row in rows if row[1] == "its own reward models"]
+    assert ("l1-baseline-none", own[0][1]) in own
+    for row in own:
+        assert by_seed(*row) == pytest.approx(
+            [own_gain(row[0], s) - own_gain("l1", s) for s in range(3)], abs=0.0051)
     l1 = [gain(report.read(f"judge-s{s}.json")["scores"], "l1") for s in range(3)]
     for name in ("l1-eos-0", "l1-shuffled"):
         other = [gain(report.read(f"judge-s{s}-controls.json")["scores"], name) for s in range(3)]
