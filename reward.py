@@ -493,8 +493,9 @@ def encode_prompt(tokenizer, messages):
 def encode_pairs(tokenizer, pairs, cfg, what, cut_share=0.0):
     """[(chosen ids, rejected ids, ratings)]: prompt + answer + eos, as the template has them.
 
-    An answer is cut at max_len and then has no eos. Skipped and counted: pairs whose prompt leaves
-    fewer than MIN_ANSWER tokens, or whose texts are equal once cut.
+    Where an answer is longer than max_len, both are cut there and neither has an eos: an end that
+    one of the two lacks would decide the pair, whatever they say. Skipped and counted: pairs whose
+    prompt leaves fewer than MIN_ANSWER tokens, or whose texts are equal once cut.
 
     For `cut_share` of the pairs a second one follows: the chosen answer against a prefix of itself.
     Without these the reward model never sees an unfinished answer, which REINFORCE samples, and on
@@ -504,19 +505,22 @@ def encode_pairs(tokenizer, pairs, cfg, what, cut_share=0.0):
         prompt = encode_prompt(tokenizer, pair.messages)
         answers = tokenizer([harmless(tokenizer, a) for a in (pair.chosen, pair.rejected)],
                             add_special_tokens=False)["input_ids"]
-        w, l = ((prompt + ids + [eos])[:cfg.max_len] for ids in answers)
+        w, l = (prompt + ids + [eos] for ids in answers)
+        whole = max(len(w), len(l)) <= cfg.max_len
+        if not whole:
+            w, l = w[:-1][:cfg.max_len], l[:-1][:cfg.max_len]
         if len(prompt) + MIN_ANSWER > cfg.max_len or w == l:
             skipped += 1
             continue
         encoded.append((w, l, pair.ratings))
-        cut += (w[-1] != eos) + (l[-1] != eos)
+        cut += not whole
         rng = np.random.default_rng([cfg.rm_seed, pair.key])
-        if rng.random() < cut_share and w[-1] == eos:
+        if rng.random() < cut_share and whole:
             end = rng.integers(len(prompt) + 1, len(w))  # a token of the answer stays, the eos goes
             prefixes.append((w, w[:end], (pair.ratings[0], math.nan)))
     print(f"{what}: {len(encoded)} pairs and {len(prefixes)} with an unfinished answer; {cut} "
-          f"answers cut at max_len {cfg.max_len}, {skipped} pairs skipped (prompt too long, or "
-          "equal once cut)")
+          f"pairs cut at max_len {cfg.max_len}, {skipped} skipped (prompt too long, or equal once "
+          "cut)")
     if not encoded:
         raise InputError(f"{what}: no pair is left at max_len {cfg.max_len}; raise it")
     return encoded + prefixes

@@ -290,10 +290,26 @@ def test_long_answers_are_cut_and_long_prompts_skipped(tokenizer, capsys):
     pairs = [to_pair({"prompt": "p", "chosen": "a" * 500, "rejected": "b"}, "1"),
              to_pair({"prompt": "q" * 500, "chosen": "a", "rejected": "b"}, "2")]
     encoded = encode_pairs(tokenizer, pairs, config(max_len=100), "test")
-    assert len(encoded) == 1 and len(encoded[0][0]) == 100 and encoded[0][0][-1] != EOS
-    assert "1 answers cut at max_len 100, 1 pairs skipped" in capsys.readouterr().out
+    assert len(encoded) == 1 and len(encoded[0][0]) == 100
+    assert "1 pairs cut at max_len 100, 1 skipped" in capsys.readouterr().out
     with pytest.raises(InputError, match="max_len 100.*raise it"):
         encode_pairs(tokenizer, pairs[1:], config(max_len=100), "test")
+
+
+@pytest.mark.parametrize("longer", ["chosen", "rejected"])
+def test_being_cut_decides_no_pair(tokenizer, longer):
+    """The end token stands in both texts of a pair or in neither, at every length; and a pair that
+    was cut teaches nothing about unfinished answers."""
+    answers = {"chosen": "good", "rejected": "bad", longer: "abc " * 12}
+    pair = to_pair({"prompt": "p", **answers}, "1")
+    (whole, other, _), _ = encode_pairs(tokenizer, [pair], config(max_len=300), "test", 1.0)
+    longest = max(len(whole), len(other))
+    for max_len in range(longest - 20, longest + 2):
+        (w, l, _), *prefixes = encode_pairs(tokenizer, [pair], config(max_len=max_len), "test", 1.0)
+        ends = max_len >= longest
+        assert [w[-1] == EOS, l[-1] == EOS, len(prefixes)] == [ends, ends, ends]
+        for text, full in ((w, whole), (l, other)):
+            assert text == (full if ends else full[:-1][:max_len])
 
 
 def test_extra_pairs_hold_a_finished_answer_and_an_unfinished_prefix_of_it(tokenizer):
