@@ -97,7 +97,7 @@ judge() {  # every policy by the reward models of the other seeds, which never m
 }
 blind() {  # sheets to be read; see results/blind/RUBRIC.md. Sampling seeds that nothing else uses
   for s in $seeds; do
-    for p in l1 l2-mean l1-beta-0.05; do
+    for p in l1 l2-mean l1-beta-0.05 l1-shuffled; do
       if [ ! -d runs/$p-s$s ]; then continue; fi
       if [ -f results/blind/$p-s$s.key.json ]; then continue; fi  # it has been read
       python eval.py --policies $p=runs/$p-s$s --rewards runs/rm{1,2}-s$(((s + 1) % 3)) --eval_prompts 64 \
