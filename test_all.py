@@ -1705,9 +1705,10 @@ def test_agreement_on_written_pairs_by_counting(monkeypatch):
     assert rows == [["0.62", ""], ["0.50", "0.83"], ["0.50", "0.83"], ["0.38", "0.80"]]
 
 
-def test_comparisons_with_l1_by_plain_loops_over_the_files():
-    rows = {tuple(x.strip() for x in line.split("|")[1:3]): line.split("|")[4:6]
-            for line in report.paired_table().splitlines()[2:]}
+def test_comparisons_of_runs_by_plain_loops_over_the_files():
+    cells = [[x.strip() for x in line.split("|")[1:-1]]
+             for line in report.paired_table().splitlines()[2:]]
+    rows = {(run, by): (minus, seeds) for run, minus, by, _, _, seeds, _ in cells}
 
     def by_seed(*row):
         return [float(x) for x in rows[row][1].split()]
@@ -1723,7 +1724,8 @@ def test_comparisons_with_l1_by_plain_loops_over_the_files():
     assert ("l1-baseline-none", own[0][1]) in own
     for row in own:
         assert by_seed(*row) == pytest.approx(
-            [own_gain(row[0], s) - own_gain("l1", s) for s in range(3)], abs=0.0051)
+            [own_gain(row[0], s) - own_gain(rows[row][0], s) for s in range(3)], abs=0.0051)
+        assert rows[row][0] == ("l1" if row[0].startswith("l1") else "l2-mean")
     l1 = [gain(report.read(f"judge-s{s}.json")["scores"], "l1") for s in range(3)]
     for name in ("l1-eos-0", "l1-shuffled"):
         other = [gain(report.read(f"judge-s{s}-controls.json")["scores"], name) for s in range(3)]
@@ -1737,8 +1739,9 @@ def test_comparisons_with_l1_by_plain_loops_over_the_files():
         return np.mean([(1 + np.mean([*evaluation.read_blind(
             folder / f"{policy}-s{seed}-reader-{i}.blind.md",
             folder / f"{policy}-s{seed}.key.json").values()])) / 2 for i in (1, 2)])
-    weak = [read_by("l1-beta-0.05", s) - read_by("l1", s) for s in range(3)]
-    assert by_seed("l1-beta-0.05", "readers, wins") == pytest.approx(weak, abs=0.0051)
+    for name in {run for run, by in rows if by == "readers, wins"} | {"l1-beta-0.05"}:
+        gap = [read_by(name, s) - read_by("l1", s) for s in range(3)]
+        assert by_seed(name, "readers, wins") == pytest.approx(gap, abs=0.0051)
 
 
 def test_holm_and_rank_correlation_by_hand():

@@ -321,14 +321,14 @@ def controls_table():
 
 
 def paired_table():
-    """Runs against l1, prompt by prompt and seed by seed: what is compared in the text."""
+    """Run against run, prompt by prompt and seed by seed: what is compared in the text."""
     runs, rows = read_runs(), []
 
-    def row(what, by, x, y):
+    def row(what, by, x, y, minus="l1"):
         x, y = (np.atleast_2d(v) for v in (x, y))
         if len(x) == len(y):  # else a seed is missing still
             d = x - y
-            rows.append([what, by, len(d), cell(d.mean(), interval(d)),
+            rows.append([what, minus, by, len(d), cell(d.mean(), interval(d)),
                          " ".join(f"{v:+.2f}" for v in d.mean(1)), f"{smallest_effect(d):.2f}"])
 
     def by_judges(name):
@@ -336,6 +336,9 @@ def paired_table():
         return (d[name]["level 1"] + d[name]["level 2"]) / 2 if d else []
     for name in sorted(n for n in runs if re.fullmatch("l1-(baseline|beta|eos|lr)-.*", n)):
         row(name, "its own reward models", differences(runs[name]), differences(runs["l1"]))
+    for name in sorted(n for n in runs if re.fullmatch("l2-(baseline|beta)-.*", n)):
+        row(name, "its own reward models", differences(runs[name]), differences(runs["l2-mean"]),
+            "l2-mean")
     for name in ("l1-eos-0", "l1-shuffled", "l1-noise"):
         row(name, "reward models of other seeds", by_judges(name), by_judges("l1"))
     controls, judge = read("controls.json")["scores"], read("judge-s0.json")["scores"]
@@ -349,13 +352,16 @@ def paired_table():
         return [wins(np.subtract(x[policy][0], x["sft"][0])) for seed in range(3)
                 for rm, x in read(f"blind/{policy}-s{seed}.json")["scores"].items()
                 if rm[2] == level]
-    weak = "l1-beta-0.05"
-    for level in "12":
-        row(weak, f"level {level}, other seeds, wins on the readers' sheets",
-            *(on_the_sheets(p, level) for p in (weak, "l1")))
-    row(weak, "readers, wins",
-        *([blind_points(p, s).mean(0) for s in range(3)] for p in (weak, "l1")))
-    return markdown(["run", "by", "seeds", "minus l1 [95 %]", "by seed", "smallest effect"], rows)
+    for name in ("l1-beta-0.05", "l1-shuffled"):
+        if not (HERE / f"blind/{name}-s2-reader-2.blind.md").exists():
+            continue
+        for level in "12":
+            row(name, f"level {level}, other seeds, wins on the readers' sheets",
+                *(on_the_sheets(p, level) for p in (name, "l1")))
+        row(name, "readers, wins",
+            *([blind_points(p, s).mean(0) for s in range(3)] for p in (name, "l1")))
+    return markdown(["run", "minus", "by", "seeds", "difference [95 %]", "by seed",
+                     "smallest effect"], rows)
 
 
 def distributions_table():
@@ -421,7 +427,7 @@ def blind_points(policy, seed):
 def blind_table():
     """Each sheet by each reader, with Cohen's kappa; all sheets of a policy, readers averaged."""
     rows, sheets = [], sorted((HERE / "blind").glob("l?*.key.json"))
-    names = sorted({s.name.partition("-s")[0] for s in sheets})
+    names = sorted({s.name.rpartition("-s")[0] for s in sheets})
     for policy in names:
         points = {s: blind_points(policy, s) for s in range(3)
                   if (HERE / f"blind/{policy}-s{s}.key.json").exists()}
@@ -541,7 +547,7 @@ def tables():
             ("samples", "l2-mean-s0", lambda: samples_table("l1-s0", "l2-mean-s0")),
             ("variance", "variance.json", variance_table),
             ("controls", "controls.json", controls_table),
-            ("paired", "blind/l1-beta-0.05-s2-reader-2.blind.md", paired_table),
+            ("paired", "controls.json", paired_table),
             ("distributions", "distributions.json", distributions_table),
             ("overoptimise", "overoptimise-s0.json", overoptimise_table),
             ("human", "human-validation.json", lambda: human_table("human-validation.json")),
