@@ -5,6 +5,7 @@
     python results/experiments.py distributions  # what level-2 reward models predict
     python results/experiments.py overoptimise 0 # a policy on one half of the pairs, judged by both
     python results/experiments.py onpolicy       # pairs "written > sampled": runs/onpolicy.jsonl
+    python results/experiments.py sampled        # pairs of samples, to be read: results/read/
     python results/experiments.py written        # a blind sheet of the demo set's own pairs
     python results/experiments.py shuffle 0      # wrong labels: runs/shuffled-0.jsonl
     python results/experiments.py split FILE...  # human pairs: runs/human-*.jsonl and runs/test-*
@@ -15,6 +16,7 @@ one CPU core.
 """
 import json
 import random
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -229,6 +231,33 @@ def onpolicy(draws=4):
     print(f"runs/onpolicy.jsonl: {len(rows)} pairs")
 
 
+# ----- pairs of samples that readers compare: about 10 minutes, then the reading -----
+
+def sampled(seeds=(20, 21, 22, 23)):
+    """results/read/pairs.jsonl: for each demo prompt two pairs of SFT samples of at most 64 tokens,
+    each up to its last sentence that ends, so that no answer of a pair is cut and none has to be
+    preferred for that. Dropped: pairs with an answer of less than 20 characters, or equal ones."""
+    cfg = ReinforceConfig(max_new=64, micro_batch=16)
+    train, val, tokenizer, sft, *_ = setup(cfg)
+    pairs, eos, rows = train + val, tokenizer.eos_token_id, []
+    policy = load_model(AutoModelForCausalLM, sft, cfg.device)
+    prompts, keys = [encode_prompt(tokenizer, p.messages) for p in pairs], [p.key for p in pairs]
+
+    def sentences(answer):
+        text = tokenizer.decode(answer, skip_special_tokens=True)
+        return (re.match(r".*[.!?]", text, re.S) or [""])[0].strip()
+    draws = [[sentences(a) for a in answer_all(policy, prompts, keys, seed, EVAL_STEP, cfg, eos,
+                                               f"draw {seed}")] for seed in seeds]
+    for i, p in enumerate(pairs):
+        for a, b in ((draws[k][i], draws[k + 1][i]) for k in range(0, len(seeds), 2)):
+            if min(len(a), len(b)) >= 20 and a != b:
+                rows.append({"prompt": p.messages, "a": a, "b": b, "held_out": i >= len(train)})
+    path = HERE / "read/pairs.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    write_whole(path, "\n".join(map(json.dumps, rows)))
+    print(f"{path}: {len(rows)} pairs, {sum(r['held_out'] for r in rows)} of held-out prompts")
+
+
 # ----- readers and reward models on written answers: about 5 minutes -----
 
 def written(n=64):
@@ -309,8 +338,8 @@ def judge(name, rm, *files):
 
 def main():
     name, *values = sys.argv[1:] or [""]
-    parts = (controls, variance, distributions, overoptimise, onpolicy, written, shuffle, split,
-             judge)
+    parts = (controls, variance, distributions, overoptimise, onpolicy, sampled, written, shuffle,
+             split, judge)
     todo = {part.__name__: part for part in parts}
     if name not in todo:
         raise SystemExit(__doc__)
