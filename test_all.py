@@ -1705,6 +1705,27 @@ def test_agreement_on_written_pairs_by_counting(monkeypatch):
     assert rows == [["0.62", ""], ["0.50", "0.83"], ["0.50", "0.83"], ["0.38", "0.80"]]
 
 
+def test_agreement_on_pairs_of_samples_by_counting(monkeypatch):
+    verdicts = [["A", "A"], ["B", "B"], ["A", "tie"], ["A", "B"], ["B", "B"]]
+    scores = {"rm1-s0": [[1, 0, 0, 9, 5], [0, 1, 1, 0, 0]],   # right, right, -, -, wrong
+              "rm1-s1": [[0, 0, 0, 0, 1], [1, 1, 0, 0, 1]],   # wrong, right, -, -, even
+              "rm1-read-s0": [[1, 0, 0, 0, 0], [0, 1, 1, 1, 1]],   # all right
+              "rm1-read-s1": [[1, 0, 0, 0, 0], [0, 1, 1, 1, 1]]}
+    found = {"verdicts": verdicts, "keys": [7, 7, 8, 8, 9], "scores": scores,
+             "lengths": [[4, 4, 1, 1, 2], [3, 4, 2, 2, 3]]}     # longer: right, even, right
+    monkeypatch.setattr(report, "read", lambda _: found)
+    rows = [[x.strip() for x in line.split("|")[1:-1]]
+            for line in report.compared_table().splitlines()[2:]]
+    shares = {name: (n, share.split()[0], seeds) for name, _, n, share, seeds, _ in rows[:-1]}
+    assert shares == {"rm1": ("3", "0.58", "0.67 0.50"), "rm1-read": ("3", "1.00", "1.00 1.00"),
+                      "the longer answer": ("3", "0.83", "0.83")}
+    gap = {name: rest[-1] for name, *rest in rows}
+    assert gap["rm1-read"].startswith("+0.42") and gap["rm1"] == gap["the longer answer"] == ""
+    assert "opposite sides: 1" in rows[-1][0] and rows[-1][2] == "5"
+    chance = (3 * 1 + 2 * 3) / 25  # A: 3 by the first and 1 by the second; B: 2 and 3
+    assert f"kappa {(3 / 5 - chance) / (1 - chance):.2f};" in rows[-1][0]
+
+
 def test_comparisons_of_runs_by_plain_loops_over_the_files():
     cells = [[x.strip() for x in line.split("|")[1:-1]]
              for line in report.paired_table().splitlines()[2:]]

@@ -6,6 +6,8 @@
     python results/experiments.py overoptimise 0 # a policy on one half of the pairs, judged by both
     python results/experiments.py onpolicy       # pairs "written > sampled": runs/onpolicy.jsonl
     python results/experiments.py sampled        # pairs of samples, to be read: results/read/
+    python results/experiments.py preferred      # their verdicts as pairs: runs/read.jsonl
+    python results/experiments.py compared RM... # those verdicts against reward models
     python results/experiments.py written        # a blind sheet of the demo set's own pairs
     python results/experiments.py shuffle 0      # wrong labels: runs/shuffled-0.jsonl
     python results/experiments.py split FILE...  # human pairs: runs/human-*.jsonl and runs/test-*
@@ -258,6 +260,39 @@ def sampled(seeds=(20, 21, 22, 23)):
     print(f"{path}: {len(rows)} pairs, {sum(r['held_out'] for r in rows)} of held-out prompts")
 
 
+def preferred():
+    """runs/read.jsonl: the pairs of training prompts on which a reader took a side."""
+    rows = []
+    for line in (HERE / "read/pairs.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if not row["held_out"] and row["verdicts"][0] != "tie":
+            sides = ("a", "b") if row["verdicts"][0] == "A" else ("b", "a")
+            rows.append({"prompt": row["prompt"], "chosen": row[sides[0]],
+                         "rejected": row[sides[1]]})
+    Path("runs/read.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    print(f"runs/read.jsonl: {len(rows)} pairs")
+
+
+def compared(*rms):
+    """results/compared.json: what reward models say of the pairs of held-out prompts."""
+    cfg = RewardConfig(level=2, max_len=1024)
+    _, _, tokenizer, *_ = setup(cfg)
+    lines = (HERE / "read/pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if row["held_out"]]
+    pairs = [to_pair({"prompt": r["prompt"], "chosen": r["a"], "rejected": r["b"]}, "read/")
+             for r in rows]
+    a, b, _ = zip(*encode_pairs(tokenizer, pairs, cfg, "samples"))
+    path = HERE / "compared.json"
+    result = json.loads(path.read_text()) if path.exists() else {"scores": {}}
+    result |= {"verdicts": [r["verdicts"] for r in rows], "keys": [p.key for p in pairs],
+               "lengths": [[len(x) for x in side] for side in (a, b)]}
+    for folder in rms:
+        rm = load_reward_model(folder, None, cfg, tokenizer)
+        x = read_scores(score_all(rm, a + b, cfg, folder), "mean", 0, None)
+        result["scores"][Path(folder).name] = [v.tolist() for v in x.chunk(2)]
+        keep("compared", result)
+
+
 # ----- readers and reward models on written answers: about 5 minutes -----
 
 def written(n=64):
@@ -338,8 +373,8 @@ def judge(name, rm, *files):
 
 def main():
     name, *values = sys.argv[1:] or [""]
-    parts = (controls, variance, distributions, overoptimise, onpolicy, sampled, written, shuffle,
-             split, judge)
+    parts = (controls, variance, distributions, overoptimise, onpolicy, sampled, preferred,
+             compared, written, shuffle, split, judge)
     todo = {part.__name__: part for part in parts}
     if name not in todo:
         raise SystemExit(__doc__)

@@ -506,6 +506,40 @@ def written_table():
                      "agrees with the readers [95 %]"], rows)
 
 
+def compared_table():
+    """Reward models on pairs of samples where two readers name the same side; counted by prompt,
+    because a prompt has up to two pairs."""
+    c, rows = read("compared.json"), []
+    readers = np.array([[(v == "A") - (v == "B") for v in pair] for pair in c["verdicts"]])
+    told = readers[:, 0] * readers[:, 1] > 0                                          # (pairs,)
+    which = np.unique(c["keys"], return_inverse=True)[1]
+    judges = defaultdict(list)
+    for name, (a, b) in sorted(c["scores"].items()):
+        judges[name.rpartition("-s")[0]].append(np.subtract(a, b))
+    judges["the longer answer"].append(np.subtract(*c["lengths"]))
+
+    def by_prompt(x):
+        return np.stack([np.bincount(which[told], v[told], which.max() + 1) for v in x])
+    whole = by_prompt([told])
+    same = {name: by_prompt([wins(readers[:, 0] * d) for d in x]) for name, x in judges.items()}
+    for name, x in same.items():
+        share = share_of(x, np.repeat(whole, len(x), 0))
+        gap = [""]
+        if name != "rm1" and len(x) == len(same["rm1"]):
+            d = share_of(x - same["rm1"], np.repeat(whole, len(x), 0))
+            gap = [cell(d.mean(), interval(d))]
+        rows.append([name, len(x) if "rm" in name else "", told.sum(),
+                     cell(share.mean(), interval(share), ""),
+                     " ".join(f"{v:.2f}" for v in x.sum(1) / told.sum()), *gap])
+    agree = (readers[:, 0] == readers[:, 1]).mean()
+    chance = sum((readers[:, 0] == k).mean() * (readers[:, 1] == k).mean() for k in (-1, 0, 1))
+    against = (readers[:, 0] * readers[:, 1] < 0).sum()
+    rows.append([f"(the readers: kappa {(agree - chance) / (1 - chance):.2f}; opposite sides: "
+                 f"{against})", "", len(told), "", "", ""])
+    return markdown(["judge", "seeds", "pairs", "agrees with both readers [95 %]", "by seed",
+                     "minus rm1 [95 %]"], rows)
+
+
 def human_table(name):
     rows = [[rm, file, m["n"], cell(m["accuracy"], m["accuracy_interval"], ""),
              cell(m["longer_accuracy"], m["longer_interval"], ""),
@@ -552,6 +586,7 @@ def tables():
             ("overoptimise", "overoptimise-s0.json", overoptimise_table),
             ("human", "human-validation.json", lambda: human_table("human-validation.json")),
             ("test", "human-test.json", lambda: human_table("human-test.json")),
+            ("compared", "compared.json", compared_table),
             ("gap", "blind/l2-mean-s2-reader-2.blind.md", readers_gap_table),
             ("written", "blind/written-reader-2.blind.md", written_table),
             ("agreement", "blind/l2-mean-s0-reader-2.blind.md", agreement_table),
