@@ -9,6 +9,7 @@
     python results/experiments.py preferred      # their verdicts as pairs: runs/read.jsonl
     python results/experiments.py compared RM... # those verdicts against reward models
     python results/experiments.py written        # a blind sheet of the demo set's own pairs
+    python results/experiments.py cooler         # a blind sheet of a lower temperature
     python results/experiments.py shuffle 0      # wrong labels: runs/shuffled-0.jsonl
     python results/experiments.py split FILE...  # human pairs: runs/human-*.jsonl and runs/test-*
     python results/experiments.py judge NAME RM FILE...   # reward models on every pair of a file
@@ -286,11 +287,18 @@ def compared(*rms):
     result = json.loads(path.read_text()) if path.exists() else {"scores": {}}
     result |= {"verdicts": [r["verdicts"] for r in rows], "keys": [p.key for p in pairs],
                "lengths": [[len(x) for x in side] for side in (a, b)]}
+    if "sft_logprob" not in result:  # a token, of the answer and its end
+        prompts = [encode_prompt(tokenizer, p.messages) for p in pairs]
+        policy = frozen(load_model(AutoModelForCausalLM, find_sft(cfg)[0], cfg.device))
+        result["sft_logprob"] = [
+            (sequence_logprobs(policy, prompts, answers, 8)
+             / torch.tensor([len(y) for y in answers])).tolist()
+            for answers in ([x[len(p):] for x, p in zip(side, prompts)] for side in (a, b))]
     for folder in rms:
         rm = load_reward_model(folder, None, cfg, tokenizer)
         x = read_scores(score_all(rm, a + b, cfg, folder), "mean", 0, None)
         result["scores"][Path(folder).name] = [v.tolist() for v in x.chunk(2)]
-        keep("compared", result)
+    keep("compared", result)
 
 
 # ----- readers and reward models on written answers: about 5 minutes -----
@@ -315,6 +323,29 @@ def written(n=64):
         x = read_scores(score_all(rm, chosen + rejected, cfg, folder), "mean", 0, None)
         result["scores"][folder] = {"chosen": x[:n].tolist(), "rejected": x[n:].tolist()}
     keep("blind/written", result)
+
+
+def cooler(temperature=0.5, n=64, seed=7):
+    """A blind sheet as those of the policies, of the SFT model at this temperature against itself
+    at 1, same random numbers: what the readers see where nothing was trained at all."""
+    cfg = ReinforceConfig(max_new=128, micro_batch=16, eval_prompts=n)
+    _, val, tokenizer, sft, *_ = setup(cfg)
+    prompts, keys = held_out_prompts(tokenizer, val, cfg)
+    policy, sides = load_model(AutoModelForCausalLM, sft, cfg.device), {}
+    eos = tokenizer.eos_token_id
+    for name, t in (("sft", 1.0), ("sft-cooler", temperature)):
+        head = torch.nn.Parameter(policy.get_input_embeddings().weight.detach() / t)
+        policy.lm_head.weight = head  # no longer tied to the embeddings
+        sides[name] = answer_all(policy, prompts, keys, seed, EVAL_STEP, cfg, eos, name)
+    write_blind(str(HERE / "blind/sft-cooler-s0"), tokenizer, prompts, *sides.values(),
+                np.random.default_rng(seed))
+    result = {"lengths": {name: [[len(a) for a in y]] for name, y in sides.items()},
+              "ended": {name: [[a[-1] == eos for a in y]] for name, y in sides.items()}}
+    result["scores"] = {folder: {
+        name: [score(rm, prompts, y, cfg, folder).tolist()] for name, y in sides.items()}
+        for folder, rm in ((f, load_reward_model(f"runs/{f}", None, cfg, tokenizer))
+                           for f in ("rm1-s1", "rm2-s1"))}
+    keep("blind/sft-cooler-s0", result)
 
 
 # ----- human preferences -----
@@ -374,7 +405,7 @@ def judge(name, rm, *files):
 def main():
     name, *values = sys.argv[1:] or [""]
     parts = (controls, variance, distributions, overoptimise, onpolicy, sampled, preferred,
-             compared, written, shuffle, split, judge)
+             compared, written, cooler, shuffle, split, judge)
     todo = {part.__name__: part for part in parts}
     if name not in todo:
         raise SystemExit(__doc__)

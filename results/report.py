@@ -426,7 +426,7 @@ def blind_points(policy, seed):
 
 def blind_table():
     """Each sheet by each reader, with Cohen's kappa; all sheets of a policy, readers averaged."""
-    rows, sheets = [], sorted((HERE / "blind").glob("l?*.key.json"))
+    rows, sheets = [], sorted((HERE / "blind").glob("*-s?.key.json"))
     names = sorted({s.name.rpartition("-s")[0] for s in sheets})
     for policy in names:
         points = {s: blind_points(policy, s) for s in range(3)
@@ -459,7 +459,7 @@ def agreement_table():
     met the policy prefers the same one. All sheets of a policy, both readers; then those of both
     main runs."""
     said = defaultdict(lambda: defaultdict(int))
-    for path in sorted((HERE / "blind").glob("l?*-s?.json")):
+    for path in sorted((HERE / "blind").glob("*-s?.json")):
         policy, seed, result = path.stem[:-3], int(path.stem[-1]), json.loads(path.read_text())
         points = blind_points(policy, seed)                                       # (readers, N)
         scores = {f"level {rm[2]}": np.subtract(s[policy][0], s["sft"][0])
@@ -517,6 +517,7 @@ def compared_table():
     for name, (a, b) in sorted(c["scores"].items()):
         judges[name.rpartition("-s")[0]].append(np.subtract(a, b))
     judges["the longer answer"].append(np.subtract(*c["lengths"]))
+    judges["the SFT model's mean log-prob"].append(np.subtract(*c["sft_logprob"]))
 
     def by_prompt(x):
         return np.stack([np.bincount(which[told], v[told], which.max() + 1) for v in x])
