@@ -514,8 +514,8 @@ def compared_table():
     told = readers[:, 0] * readers[:, 1] > 0                                          # (pairs,)
     which = np.unique(c["keys"], return_inverse=True)[1]
     judges = defaultdict(list)
-    for name, (a, b) in sorted(c["scores"].items()):
-        judges[name.rpartition("-s")[0]].append(np.subtract(a, b))
+    for name, _, seed in sorted(name.rpartition("-s") for name in c["scores"]):
+        judges[name].append(np.subtract(*c["scores"][f"{name}-s{seed}"]))
     judges["the longer answer"].append(np.subtract(*c["lengths"]))
     judges["the SFT model's mean log-prob"].append(np.subtract(*c["sft_logprob"]))
 

@@ -77,6 +77,16 @@ onpolicy() {  # a reward model that has also seen samples, as rejected answers
     align l1-onpolicy rm1-onpolicy "$s" --level 1 --data data/demo_pairs.jsonl
   done
 }
+read_samples() {  # a reward model that has also seen pairs of samples with readers' verdicts (results/read/README.md)
+  [ -f results/read/pairs.jsonl ] || { python results/experiments.py sampled; return; }  # to be read first
+  python results/experiments.py preferred
+  for s in $seeds; do
+    model rm1-read "$s" --level 1 --data data/demo_pairs.jsonl runs/read.jsonl --pairs 1000
+    align l1-read rm1-read "$s" --level 1 --data data/demo_pairs.jsonl
+  done
+  python results/experiments.py compared runs/rm{1,2,1-read}-s{0,1,2}
+  [ -f results/blind/sft-cooler-s0.key.json ] || python results/experiments.py cooler
+}
 extra() {
   python results/experiments.py controls
   python results/experiments.py variance
@@ -97,7 +107,7 @@ judge() {  # every policy by the reward models of the other seeds, which never m
 }
 blind() {  # sheets to be read; see results/blind/RUBRIC.md. Sampling seeds that nothing else uses
   for s in $seeds; do
-    for p in l1 l2-mean l1-beta-0.05 l1-shuffled; do
+    for p in l1 l2-mean l1-beta-0.05 l1-shuffled l1-read; do
       if [ ! -d runs/$p-s$s ]; then continue; fi
       if [ -f results/blind/$p-s$s.key.json ]; then continue; fi  # it has been read
       python eval.py --policies $p=runs/$p-s$s --rewards runs/rm{1,2}-s$(((s + 1) % 3)) --eval_prompts 64 \
@@ -129,5 +139,5 @@ human_test() {  # human_test CANDIDATE HH HELPSTEER: once, after the choice
 if [ "${1:-}" = human ] || [ "${1:-}" = human_test ]; then
   "$1" "${@:2}"
 else
-  for part in ${@:-main readouts models ablations shuffled onpolicy extra judge blind}; do $part; done
+  for part in ${@:-main readouts models ablations shuffled onpolicy read_samples extra judge blind}; do $part; done
 fi
