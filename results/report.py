@@ -352,7 +352,7 @@ def paired_table():
         return [wins(np.subtract(x[policy][0], x["sft"][0])) for seed in range(3)
                 for rm, x in read(f"blind/{policy}-s{seed}.json")["scores"].items()
                 if rm[2] == level]
-    for name in ("l1-beta-0.05", "l1-shuffled"):
+    for name in ("l1-beta-0.05", "l1-shuffled", "l1-read"):
         if not (HERE / f"blind/{name}-s2-reader-2.blind.md").exists():
             continue
         for level in "12":
@@ -570,11 +570,11 @@ def samples_table(*folders, count=4):
 def tables():
     """{name: markdown} of what there are results for."""
     runs = read_runs()
-    made = {"models": models_table(runs, r"rm[12](-strict|-anchor|-shuffled|-noise|-onpolicy)?"),
+    made = {"models": models_table(runs, r"rm[12](-strict|-anchor|-shuffled|-noise|-onpolicy|-read)?"),
             "curve": models_table(runs, r"rm[12](-pairs-\d+)?"),
             "levels": policies_table(runs, r"l1|l2-[a-z]+"),
             "ablations": policies_table(runs, r"l1|l2-mean|l[12]-(baseline|beta|lr|eos)-.*"),
-            "rewards": policies_table(runs, r"l1|l1-(shuffled|noise|onpolicy)"),
+            "rewards": policies_table(runs, r"l1|l1-(shuffled|noise|onpolicy|read)"),
             "main": policies_table(runs, r"l1|l2-mean")}
     for name, file, make in (
             ("judge", "judge-s0.json", judge_table), ("ending", "judge-s0.json", ending_table),
