@@ -10,6 +10,7 @@
     python results/experiments.py compared RM... # those verdicts against reward models
     python results/experiments.py written        # a blind sheet of the demo set's own pairs
     python results/experiments.py cooler         # a blind sheet of a lower temperature
+    python results/experiments.py cool           # the model of that temperature: runs/sft-cool
     python results/experiments.py shuffle 0      # wrong labels: runs/shuffled-0.jsonl
     python results/experiments.py split FILE...  # human pairs: runs/human-*.jsonl and runs/test-*
     python results/experiments.py judge NAME RM FILE...   # reward models on every pair of a file
@@ -348,6 +349,19 @@ def cooler(temperature=0.5, n=64, seed=7):
     keep("blind/sft-cooler-s0", result)
 
 
+def cool(temperature=0.5):
+    """runs/sft-cool: the SFT model whose softmax at temperature 1 is that of the SFT model at this
+    one, for --sft: a policy that starts where its samples can be read."""
+    cfg = ReinforceConfig()
+    *_, tokenizer, sft, _, _ = setup(cfg)
+    model = load_model(AutoModelForCausalLM, sft, "cpu")
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(
+        model.get_input_embeddings().weight.detach() / temperature)
+    for part in (model, tokenizer):
+        part.save_pretrained("runs/sft-cool")
+
+
 # ----- human preferences -----
 
 def split(*files):
@@ -405,7 +419,7 @@ def judge(name, rm, *files):
 def main():
     name, *values = sys.argv[1:] or [""]
     parts = (controls, variance, distributions, overoptimise, onpolicy, sampled, preferred,
-             compared, written, cooler, shuffle, split, judge)
+             compared, written, cooler, cool, shuffle, split, judge)
     todo = {part.__name__: part for part in parts}
     if name not in todo:
         raise SystemExit(__doc__)

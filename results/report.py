@@ -574,7 +574,7 @@ def tables():
             "curve": models_table(runs, r"rm[12](-pairs-\d+)?"),
             "levels": policies_table(runs, r"l1|l2-[a-z]+"),
             "ablations": policies_table(runs, r"l1|l2-mean|l[12]-(baseline|beta|lr|eos)-.*"),
-            "rewards": policies_table(runs, r"l1|l1-(shuffled|noise|onpolicy|read)"),
+            "rewards": policies_table(runs, r"l1|l1-(shuffled|noise|onpolicy|read|cool|read-cool)"),
             "main": policies_table(runs, r"l1|l2-mean")}
     for name, file, make in (
             ("judge", "judge-s0.json", judge_table), ("ending", "judge-s0.json", ending_table),

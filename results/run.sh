@@ -87,6 +87,16 @@ read_samples() {  # a reward model that has also seen pairs of samples with read
   python results/experiments.py compared runs/rm{1,2,1-read}-s{0,1,2}
   [ -f results/blind/sft-cooler-s0.key.json ] || python results/experiments.py cooler
 }
+cool() {  # the same from an SFT model of temperature 0.5; its reward models are those of the SFT model: the head plays no part
+  [ -d runs/sft-cool ] || python results/experiments.py cool
+  for s in $seeds; do
+    for r in "" -read; do
+      mkdir -p "runs/rm1$r-cool-s$s"
+      cp -r runs/rm1$r-s"$s"/{model,metrics.json} "runs/rm1$r-cool-s$s/"
+      align "l1$r-cool" "rm1$r-cool" "$s" --level 1 --sft runs/sft-cool --data data/demo_pairs.jsonl
+    done
+  done
+}
 extra() {
   python results/experiments.py controls
   python results/experiments.py variance
@@ -107,11 +117,12 @@ judge() {  # every policy by the reward models of the other seeds, which never m
 }
 blind() {  # sheets to be read; see results/blind/RUBRIC.md. Sampling seeds that nothing else uses
   for s in $seeds; do
-    for p in l1 l2-mean l1-beta-0.05 l1-shuffled l1-read; do
+    for p in l1 l2-mean l1-beta-0.05 l1-shuffled l1-read l1-cool l1-read-cool; do
       if [ ! -d runs/$p-s$s ]; then continue; fi
       if [ -f results/blind/$p-s$s.key.json ]; then continue; fi  # it has been read
+      sft=; [[ $p != *-cool ]] || sft="--sft runs/sft-cool"
       python eval.py --policies $p=runs/$p-s$s --rewards runs/rm{1,2}-s$(((s + 1) % 3)) --eval_prompts 64 \
-        --max_new 128 --seeds $((7 + s)) --blind $p --out results/blind/$p-s$s
+        --max_new 128 --seeds $((7 + s)) --blind $p --out results/blind/$p-s$s $sft
     done
   done
   [ -f results/blind/written.key.json ] || python results/experiments.py written
@@ -139,5 +150,5 @@ human_test() {  # human_test CANDIDATE HH HELPSTEER: once, after the choice
 if [ "${1:-}" = human ] || [ "${1:-}" = human_test ]; then
   "$1" "${@:2}"
 else
-  for part in ${@:-main readouts models ablations shuffled onpolicy read_samples extra judge blind}; do $part; done
+  for part in ${@:-main readouts models ablations shuffled onpolicy read_samples cool extra judge blind}; do $part; done
 fi
