@@ -87,12 +87,14 @@ read_samples() {  # a reward model that has also seen pairs of samples with read
   python results/experiments.py compared runs/rm{1,2,1-read}-s{0,1,2}
   [ -f results/blind/sft-cooler-s0.key.json ] || python results/experiments.py cooler
 }
-cool() {  # the same from an SFT model of temperature 0.5; its reward models are those of the SFT model: the head plays no part
+cool() {  # the same from an SFT model of temperature 0.5, with the same reward models: the language model's head is none of theirs
   [ -d runs/sft-cool ] || python results/experiments.py cool
   for s in $seeds; do
+    for r in rm1 rm1-read rm2; do
+      mkdir -p "runs/$r-cool-s$s"
+      cp -r "runs/$r-s$s"/{model,metrics.json} "runs/$r-cool-s$s/"
+    done
     for r in "" -read; do
-      mkdir -p "runs/rm1$r-cool-s$s"
-      cp -r runs/rm1$r-s"$s"/{model,metrics.json} "runs/rm1$r-cool-s$s/"
       align "l1$r-cool" "rm1$r-cool" "$s" --level 1 --sft runs/sft-cool --data data/demo_pairs.jsonl
     done
   done
@@ -120,9 +122,10 @@ blind() {  # sheets to be read; see results/blind/RUBRIC.md. Sampling seeds that
     for p in l1 l2-mean l1-beta-0.05 l1-shuffled l1-read l1-cool l1-read-cool; do
       if [ ! -d runs/$p-s$s ]; then continue; fi
       if [ -f results/blind/$p-s$s.key.json ]; then continue; fi  # it has been read
-      sft=; [[ $p != *-cool ]] || sft="--sft runs/sft-cool"
-      python eval.py --policies $p=runs/$p-s$s --rewards runs/rm{1,2}-s$(((s + 1) % 3)) --eval_prompts 64 \
-        --max_new 128 --seeds $((7 + s)) --blind $p --out results/blind/$p-s$s $sft
+      o=-s$(((s + 1) % 3)) sft=
+      if [[ $p = *-cool ]]; then o=-cool$o sft="--sft runs/sft-cool"; fi
+      python eval.py --policies $p=runs/$p-s$s --rewards runs/rm{1,2}$o --eval_prompts 64 --max_new 128 --seeds $((7 + s)) \
+        --blind $p --out results/blind/$p-s$s $sft
     done
   done
   [ -f results/blind/written.key.json ] || python results/experiments.py written
