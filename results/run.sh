@@ -87,7 +87,7 @@ read_samples() {  # a reward model that has also seen pairs of samples with read
   python results/experiments.py compared runs/rm{1,2,1-read}-s{0,1,2}
   [ -f results/blind/sft-cooler-s0.key.json ] || python results/experiments.py cooler
 }
-cool() {  # the same from an SFT model of temperature 0.5, with the same reward models: the language model's head is none of theirs
+cool() {  # the same from an SFT model of temperature 0.5; reward models do without its head, so they are the same
   [ -d runs/sft-cool ] || python results/experiments.py cool
   for s in $seeds; do
     for r in rm1 rm1-read rm2; do
