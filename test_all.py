@@ -1712,17 +1712,18 @@ def test_agreement_on_pairs_of_samples_by_counting(monkeypatch):
               "rm1-read-s0": [[1, 0, 0, 0, 0], [0, 1, 1, 1, 1]],   # all right
               "rm1-read-s1": [[1, 0, 0, 0, 0], [0, 1, 1, 1, 1]]}
     found = {"verdicts": verdicts, "keys": [7, 7, 8, 8, 9], "scores": scores,
-             "lengths": [[4, 4, 1, 1, 2], [3, 4, 2, 2, 3]],     # longer: right, even, right
+             "lengths": [[4, 4, 1, 1, 2], [5, 4, 2, 2, 1]],     # shorter: right, even, right
              "sft_logprob": [[-3, -1, 0, 0, -1], [-2, -3, 0, 0, -2]]}   # all wrong
     monkeypatch.setattr(report, "read", lambda _: found)
     rows = [[x.strip() for x in line.split("|")[1:-1]]
             for line in report.compared_table().splitlines()[2:]]
-    shares = {name: (n, share.split()[0], seeds) for name, _, n, share, seeds, _ in rows[:-1]}
+    shares = {name: (n, share.split()[0], seeds) for name, _, n, share, seeds, *_ in rows[:-1]}
     assert shares == {"rm1": ("3", "0.58", "0.67 0.50"), "rm1-read": ("3", "1.00", "1.00 1.00"),
-                      "the longer answer": ("3", "0.83", "0.83"),
+                      "the shorter answer": ("3", "0.83", "0.83"),
                       "the SFT model's mean log-prob": ("3", "0.00", "0.00")}
-    gap = {name: rest[-1] for name, *rest in rows}
-    assert gap["rm1-read"].startswith("+0.42") and gap["rm1"] == gap["the longer answer"] == ""
+    gap = {name: [x.split(" ")[0] for x in rest[-3:]] for name, *rest in rows}
+    assert gap["rm1-read"] == ["+0.42", "+0.17", "+1.00"] and gap["rm1"] == ["", "-0.25", "+0.58"]
+    assert gap["the shorter answer"] == ["", "", "+0.83"]
     assert "opposite sides: 1" in rows[-1][0] and rows[-1][2] == "5"
     chance = (3 * 1 + 2 * 3) / 25  # A: 3 by the first and 1 by the second; B: 2 and 3
     assert f"kappa {(3 / 5 - chance) / (1 - chance):.2f};" in rows[-1][0]

@@ -284,17 +284,17 @@ def compared(*rms):
     pairs = [to_pair({"prompt": r["prompt"], "chosen": r["a"], "rejected": r["b"]}, "read/")
              for r in rows]
     a, b, _ = zip(*encode_pairs(tokenizer, pairs, cfg, "samples"))
+    assert len(a) == len(rows), "a pair was skipped"
     path = HERE / "compared.json"
     result = json.loads(path.read_text()) if path.exists() else {"scores": {}}
     result |= {"verdicts": [r["verdicts"] for r in rows], "keys": [p.key for p in pairs],
                "lengths": [[len(x) for x in side] for side in (a, b)]}
-    if "sft_logprob" not in result:  # a token, of the answer and its end
-        prompts = [encode_prompt(tokenizer, p.messages) for p in pairs]
-        policy = frozen(load_model(AutoModelForCausalLM, find_sft(cfg)[0], cfg.device))
-        result["sft_logprob"] = [
-            (sequence_logprobs(policy, prompts, answers, 8)
-             / torch.tensor([len(y) for y in answers])).tolist()
-            for answers in ([x[len(p):] for x, p in zip(side, prompts)] for side in (a, b))]
+    prompts = [encode_prompt(tokenizer, p.messages) for p in pairs]
+    policy = frozen(load_model(AutoModelForCausalLM, find_sft(cfg)[0], cfg.device))
+    result["sft_logprob"] = [  # a token, of the answer and its end
+        (sequence_logprobs(policy, prompts, answers, 8)
+         / torch.tensor([len(y) for y in answers])).tolist()
+        for answers in ([x[len(p):] for x, p in zip(side, prompts)] for side in (a, b))]
     for folder in rms:
         rm = load_reward_model(folder, None, cfg, tokenizer)
         x = read_scores(score_all(rm, a + b, cfg, folder), "mean", 0, None)

@@ -516,29 +516,32 @@ def compared_table():
     judges = defaultdict(list)
     for name, _, seed in sorted(name.rpartition("-s") for name in c["scores"]):
         judges[name].append(np.subtract(*c["scores"][f"{name}-s{seed}"]))
-    judges["the longer answer"].append(np.subtract(*c["lengths"]))
+    judges["the shorter answer"].append(-np.subtract(*c["lengths"]))
     judges["the SFT model's mean log-prob"].append(np.subtract(*c["sft_logprob"]))
 
     def by_prompt(x):
         return np.stack([np.bincount(which[told], v[told], which.max() + 1) for v in x])
     whole = by_prompt([told])
     same = {name: by_prompt([wins(readers[:, 0] * d) for d in x]) for name, x in judges.items()}
+    def minus(x, other):  # a judge that was trained against the same seeds, or against a fixed one
+        if x is other or len(x) < len(other):
+            return ""
+        d = share_of(x - other, np.repeat(whole, len(x), 0))
+        return cell(d.mean(), interval(d))
     for name, x in same.items():
         share = share_of(x, np.repeat(whole, len(x), 0))
-        gap = [""]
-        if name != "rm1" and len(x) == len(same["rm1"]):
-            d = share_of(x - same["rm1"], np.repeat(whole, len(x), 0))
-            gap = [cell(d.mean(), interval(d))]
         rows.append([name, len(x) if "rm" in name else "", told.sum(),
                      cell(share.mean(), interval(share), ""),
-                     " ".join(f"{v:.2f}" for v in x.sum(1) / told.sum()), *gap])
+                     " ".join(f"{v:.2f}" for v in x.sum(1) / told.sum()),
+                     *(minus(x, same[k]) for k in ("rm1", "the shorter answer",
+                                                   "the SFT model's mean log-prob"))])
     agree = (readers[:, 0] == readers[:, 1]).mean()
     chance = sum((readers[:, 0] == k).mean() * (readers[:, 1] == k).mean() for k in (-1, 0, 1))
     against = (readers[:, 0] * readers[:, 1] < 0).sum()
     rows.append([f"(the readers: kappa {(agree - chance) / (1 - chance):.2f}; opposite sides: "
-                 f"{against})", "", len(told), "", "", ""])
+                 f"{against})", "", len(told), "", "", "", "", ""])
     return markdown(["judge", "seeds", "pairs", "agrees with both readers [95 %]", "by seed",
-                     "minus rm1 [95 %]"], rows)
+                     "minus rm1 [95 %]", "minus the shorter answer", "minus the log-prob"], rows)
 
 
 def human_table(name):
@@ -570,7 +573,8 @@ def samples_table(*folders, count=4):
 def tables():
     """{name: markdown} of what there are results for."""
     runs = read_runs()
-    made = {"models": models_table(runs, r"rm[12](-strict|-anchor|-shuffled|-noise|-onpolicy|-read)?"),
+    kinds = "strict|anchor|shuffled|noise|onpolicy|read"
+    made = {"models": models_table(runs, rf"rm[12](-({kinds}))?"),
             "curve": models_table(runs, r"rm[12](-pairs-\d+)?"),
             "levels": policies_table(runs, r"l1|l2-[a-z]+"),
             "ablations": policies_table(runs, r"l1|l2-mean|l[12]-(baseline|beta|lr|eos)-.*"),
