@@ -35,7 +35,7 @@ from eval import write_blind  # noqa: E402
 from reinforce import (EVAL_STEP, ReinforceConfig, answer_all, calibrate,  # noqa: E402
                        prompt_batches, read_scores, sample, sampling_copy, sequence_logprobs,
                        token_logprobs, train_policy, uniforms, usable_prompts)
-from reward import (DEMO_DATA, VAL_SHARE, RewardConfig, encode_pairs,  # noqa: E402
+from reward import (DEMO_DATA, VAL_SHARE, InputError, RewardConfig, encode_pairs,  # noqa: E402
                     encode_prompt, find_sft, frozen, get_reward_model, load_model, load_pairs,
                     load_reward_model, load_tokenizer, read_pairs, run_cli, score_all, to_pair,
                     validate, write_whole)
@@ -241,6 +241,9 @@ def sampled(seeds=(20, 21, 22, 23)):
     """results/read/pairs.jsonl: for each demo prompt two pairs of SFT samples of at most 64 tokens,
     each up to its last sentence that ends, so that no answer of a pair is cut and none has to be
     preferred for that. Dropped: pairs with an answer of less than 20 characters, or equal ones."""
+    path = HERE / "read/pairs.jsonl"
+    if path.exists():
+        raise InputError(f"{path} is there, perhaps with verdicts; move it away to sample again")
     cfg = ReinforceConfig(max_new=64, micro_batch=16)
     train, val, tokenizer, sft, *_ = setup(cfg)
     pairs, eos, rows = train + val, tokenizer.eos_token_id, []
@@ -256,7 +259,6 @@ def sampled(seeds=(20, 21, 22, 23)):
         for a, b in ((draws[k][i], draws[k + 1][i]) for k in range(0, len(seeds), 2)):
             if min(len(a), len(b)) >= 20 and a != b:
                 rows.append({"prompt": p.messages, "a": a, "b": b, "held_out": i >= len(train)})
-    path = HERE / "read/pairs.jsonl"
     path.parent.mkdir(exist_ok=True)
     write_whole(path, "\n".join(map(json.dumps, rows)))
     print(f"{path}: {len(rows)} pairs, {sum(r['held_out'] for r in rows)} of held-out prompts")
@@ -326,6 +328,14 @@ def written(n=64):
     keep("blind/written", result)
 
 
+def at_temperature(model, t):
+    """The model, in place, with logits divided by t: its samples at 1 are those at t before."""
+    head = model.get_input_embeddings().weight.detach() / t
+    model.lm_head.weight = torch.nn.Parameter(head)  # no longer tied to the embeddings
+    model.config.tie_word_embeddings = False
+    return model
+
+
 def cooler(temperature=0.5, n=64, seed=7):
     """A blind sheet as those of the policies, of the SFT model at this temperature against itself
     at 1, same random numbers: what the readers see where nothing was trained at all."""
@@ -335,9 +345,8 @@ def cooler(temperature=0.5, n=64, seed=7):
     policy, sides = load_model(AutoModelForCausalLM, sft, cfg.device), {}
     eos = tokenizer.eos_token_id
     for name, t in (("sft", 1.0), ("sft-cooler", temperature)):
-        head = torch.nn.Parameter(policy.get_input_embeddings().weight.detach() / t)
-        policy.lm_head.weight = head  # no longer tied to the embeddings
-        sides[name] = answer_all(policy, prompts, keys, seed, EVAL_STEP, cfg, eos, name)
+        sides[name] = answer_all(at_temperature(policy, t), prompts, keys, seed, EVAL_STEP, cfg,
+                                 eos, name)
     write_blind(str(HERE / "blind/sft-cooler-s0"), tokenizer, prompts, *sides.values(),
                 np.random.default_rng(seed))
     result = {"lengths": {name: [[len(a) for a in y]] for name, y in sides.items()},
@@ -354,10 +363,7 @@ def cool(temperature=0.5):
     one, for --sft: a policy that starts where its samples can be read."""
     cfg = ReinforceConfig()
     *_, tokenizer, sft, _, _ = setup(cfg)
-    model = load_model(AutoModelForCausalLM, sft, "cpu")
-    model.config.tie_word_embeddings = False
-    model.lm_head.weight = torch.nn.Parameter(
-        model.get_input_embeddings().weight.detach() / temperature)
+    model = at_temperature(load_model(AutoModelForCausalLM, sft, "cpu"), temperature)
     for part in (model, tokenizer):
         part.save_pretrained("runs/sft-cool")
 

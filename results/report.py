@@ -523,11 +523,13 @@ def compared_table():
         return np.stack([np.bincount(which[told], v[told], which.max() + 1) for v in x])
     whole = by_prompt([told])
     same = {name: by_prompt([wins(readers[:, 0] * d) for d in x]) for name, x in judges.items()}
-    def minus(x, other):  # a judge that was trained against the same seeds, or against a fixed one
+
+    def minus(x, other):
         if x is other or len(x) < len(other):
             return ""
         d = share_of(x - other, np.repeat(whole, len(x), 0))
         return cell(d.mean(), interval(d))
+
     for name, x in same.items():
         share = share_of(x, np.repeat(whole, len(x), 0))
         rows.append([name, len(x) if "rm" in name else "", told.sum(),
