@@ -264,17 +264,22 @@ def sampled(seeds=(20, 21, 22, 23)):
     print(f"{path}: {len(rows)} pairs, {sum(r['held_out'] for r in rows)} of held-out prompts")
 
 
-def preferred():
-    """runs/read.jsonl: the pairs of training prompts on which a reader took a side."""
-    rows = []
+def preferred(seed=None):
+    """runs/read.jsonl: the pairs of training prompts on which a reader took a side. With a seed
+    runs/read-shuffled-SEED.jsonl: these, the sides by a coin."""
+    path, rows, coin = Path("runs/read.jsonl"), [], random.Random(seed and int(seed))
+    if seed is not None:
+        path = Path(f"runs/read-shuffled-{seed}.jsonl")
     for line in (HERE / "read/pairs.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if not row["held_out"] and row["verdicts"][0] != "tie":
             sides = ("a", "b") if row["verdicts"][0] == "A" else ("b", "a")
+            if seed is not None:
+                sides = coin.sample(sides, 2)
             rows.append({"prompt": row["prompt"], "chosen": row[sides[0]],
                          "rejected": row[sides[1]]})
-    Path("runs/read.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    print(f"runs/read.jsonl: {len(rows)} pairs")
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    print(f"{path}: {len(rows)} pairs")
 
 
 def compared(*rms):

@@ -52,7 +52,7 @@ models() {  # level 2 without ties, and with the ratings; both levels with more 
 }
 ablations() {  # level 1, one setting changed at a time
   for s in $seeds; do
-    for b in 0 0.05 0.1; do align "l1-beta-$b" rm1 "$s" --level 1 --beta $b; done
+    for b in 0 0.03 0.05 0.1; do align "l1-beta-$b" rm1 "$s" --level 1 --beta $b; done
     for b in mean none; do align "l1-baseline-$b" rm1 "$s" --level 1 --baseline $b; done
     align l2-baseline-none rm2 "$s" --level 2 --baseline none
     for r in 1e-6 1e-5 5e-5; do align "l1-lr-$r" rm1 "$s" --level 1 --lr $r; done
@@ -83,8 +83,10 @@ read_samples() {  # a reward model that has also seen pairs of samples with read
   for s in $seeds; do
     model rm1-read "$s" --level 1 --data data/demo_pairs.jsonl runs/read.jsonl --pairs 1000
     align l1-read rm1-read "$s" --level 1 --data data/demo_pairs.jsonl
+    python results/experiments.py preferred "$s"  # the same pairs, verdicts by a coin
+    model rm1-read-shuffled "$s" --level 1 --data data/demo_pairs.jsonl "runs/read-shuffled-$s.jsonl" --pairs 1000
   done
-  python results/experiments.py compared runs/rm{1,2,1-read}-s{0,1,2}
+  python results/experiments.py compared runs/rm{1,2,1-read,1-read-shuffled}-s{0,1,2}
   [ -f results/blind/sft-cooler-s0.key.json ] || python results/experiments.py cooler
 }
 cool() {  # the same from an SFT model of temperature 0.5; reward models do without its head, so they are the same
