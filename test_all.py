@@ -1768,6 +1768,14 @@ def test_comparisons_of_runs_by_plain_loops_over_the_files():
         assert by_seed(name, "readers, wins") == pytest.approx(gap, abs=0.0051)
 
 
+@pytest.mark.parametrize("wins, losses", [(0, 0), (3, 3), (1, 7), (9, 2), (0, 5)])
+def test_the_sign_test_counts_the_coins_that_are_as_uneven_or_more(wins, losses):
+    n = wins + losses
+    heads = [sum(coin) for coin in itertools.product((0, 1), repeat=n)]
+    p = np.mean([abs(2 * h - n) >= abs(wins - losses) for h in heads])
+    assert report.sign_test(wins, losses) == pytest.approx(p)
+
+
 def test_holm_and_rank_correlation_by_hand():
     assert report.holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx(
         [0.03, 0.06, 0.06, 0.02])

@@ -1,7 +1,7 @@
 """The experiments of REPORT.md that are no plain run of the three files; results/run.sh calls them.
 
     python results/experiments.py controls       # best-of-n, and the SFT model asked to be brief
-    python results/experiments.py variance       # of the gradient, by baseline
+    python results/experiments.py variance NAME  # of the gradient, by baseline; reward model NAME
     python results/experiments.py distributions  # what level-2 reward models predict
     python results/experiments.py overoptimise 0 # a policy on one half of the pairs, judged by both
     python results/experiments.py onpolicy       # pairs "written > sampled": runs/onpolicy.jsonl
@@ -107,17 +107,18 @@ def spread_of_gradient(products, means, n, b):
     return trace, (w @ means @ w).item() - trace / n
 
 
-def variance(batches=20):
-    """At equal batches of SFT answers. A batch's gradient is G1 - b G0 with G1 = mean R grad log pi
-    and G0 = mean grad log pi, so one pass gives it for every b: 0 (none), the mean reward of SFT
-    answers (where `ema` and `mean` start, and stay near while the policy moves little), and the b
-    of least variance. At the SFT model the KL term is 0."""
+def variance(name, batches=20):
+    """By runs/NAME, at equal batches of SFT answers. A batch's gradient is G1 - b G0 with G1 =
+    mean R grad log pi and G0 = mean grad log pi, so one pass gives it for every b: 0 (none), the
+    mean reward of SFT answers (where `ema` and `mean` start, and stay near while the policy moves
+    little), and the b of least variance. At the SFT model the KL term is 0."""
     cfg = ReinforceConfig(level=1)
     train, _, tokenizer, sft, *_ = setup(cfg)
     eos = tokenizer.eos_token_id
     prompts, keys = usable_prompts(tokenizer, train, cfg, "variance")
     policy = load_model(AutoModelForCausalLM, sft, cfg.device)
-    rm, copy, drawn = load_reward_model("runs/rm1-s0", 1, cfg, tokenizer), sampling_copy(policy), []
+    rm = load_reward_model(f"runs/{name}", None, cfg, tokenizer)
+    copy, drawn = sampling_copy(policy), []
     for step, batch in enumerate(prompt_batches(len(prompts), cfg.batch, batches, 0)):
         x, k = [prompts[i] for i in batch], [keys[i] for i in batch]
         y = sample(copy, x, uniforms(0, step, k, cfg.max_new), eos)
@@ -146,11 +147,12 @@ def variance(batches=20):
                          dtype=torch.float64)
     scatter = products - means
     result = {"batches": batches, "batch": cfg.batch, "unit": unit.item()}
-    for name, b in (("none", 0.0), ("mean SFT reward", torch.cat(rewards).mean().item()),
+    for kind, b in (("none", 0.0), ("mean SFT reward", torch.cat(rewards).mean().item()),
                     ("least variance", (scatter[0, 1] / scatter[0, 0]).item())):
         trace, signal = spread_of_gradient(products, means, batches, b)
-        result[name] = {"b": b, "variance": trace, "signal": signal}
-    keep("variance", result)
+        result[kind] = {"b": b, "variance": trace, "signal": signal}
+    path = HERE / "variance.json"
+    keep("variance", (json.loads(path.read_text()) if path.exists() else {}) | {name: result})
 
 
 # ----- what level-2 reward models predict: half a minute a model -----

@@ -107,6 +107,12 @@ def holm(p):
     return adjusted
 
 
+def sign_test(wins, losses):
+    """Exact two-sided p-value of a coin, without the ties."""
+    n, least = wins + losses, min(wins, losses)
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(least + 1)) / 2**n)
+
+
 def rank_correlation(x, y):
     """Spearman's; equal values share their mean rank."""
     ranks = ((np.asarray(v)[:, None] > v).sum(1) + (np.asarray(v)[:, None] == v).sum(1) / 2
@@ -185,6 +191,10 @@ def judged(policies):
 
 # ----- tables -----
 
+def small(p):
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
 def markdown(head, rows):
     return "\n".join("| " + " | ".join(map(str, line)) + " |"
                      for line in [head, ["---"] * len(head), *rows])
@@ -239,7 +249,8 @@ def policies_table(runs, pattern):
 def judge_table():
     """A policy by the reward models of other seeds, of its own level and of the other."""
     rows = []
-    for name in ("l1", "l2-mean", "l1-eos-0", "l1-shuffled", "l1-noise"):
+    for name in ("l1", "l2-mean", "l1-eos-0", "l1-beta-0.05", "l1-read", "l1-shuffled",
+                 "l1-noise"):
         d, text = judged((name,))
         for kind in ("level 1", "level 2") if d else ():
             x, w = d[name][kind], d[name][kind + ", wins"]
@@ -295,11 +306,11 @@ def ranking_table():
 
 
 def variance_table():
-    v = read("variance.json")
-    rows = [[name, f"{x['b']:+.2f}", f"{x['variance']:.0f}",
+    rows = [[rm, name, f"{x['b']:+.2f}", f"{x['variance']:.0f}",
              f"{x['variance'] / v['none']['variance']:.2f}", f"{x['signal']:.0f}"]
-            for name, x in v.items() if isinstance(x, dict)]
-    return markdown(["baseline", "b", "variance of a batch's gradient", "relative to none",
+            for rm, v in read("variance.json").items() for name, x in v.items()
+            if isinstance(x, dict)]
+    return markdown(["reward model", "baseline", "b", "variance of a batch's gradient", "relative to none",
                      "squared norm of its mean"], rows)
 
 
@@ -371,9 +382,9 @@ def distributions_table():
     distance = np.subtract(*rating.reshape(2, -1))  # chosen answers come first, then rejected ones
     scores = np.arange(1, 11)
     all_alike = np.tile((np.rint(rating)[:, None] == scores).mean(0), (len(rating), 1))
-    for name, p in {**found["p"], "(all ratings, for every answer)": all_alike}.items():
-        p = np.array(p)
-        p /= p.sum(1, keepdims=True)
+    found = {name: np.array(p) / np.sum(p, 1, keepdims=True)
+             for name, p in {**found["p"], "(all ratings, for every answer)": all_alike}.items()}
+    for name, p in found.items():
         m = p @ scores
         sd = np.sqrt(np.maximum(p @ scores**2 - m**2, 0))
         top = np.sort(np.argsort(-p.mean(0))[:2])
@@ -382,16 +393,19 @@ def distributions_table():
                      f"{m.mean():.2f}", f"{m.std(ddof=1):.2f}", f"{sd.mean():.2f}",
                      f"{entropy:.2f}"])
         if np.ptp(m) < 1e-9:  # nothing to correlate
-            rows[-1] += [""] * 4
+            rows[-1] += [""] * 5
             continue
+        siblings = [rank_correlation(m, q @ scores) for other, q in found.items() if other != name
+                    and other.rpartition("-s")[0] == name.rpartition("-s")[0]]
         against = [rank_correlation(m, READOUTS[k](torch.tensor(p), torch.tensor(p.mean(0)), 0.5))
                    for k in ("win", "variance", "entropy", "entropic")]
-        rows[-1] += [f"{rank_correlation(m, rating):+.2f}",
+        rows[-1] += [f"{np.mean(siblings):+.2f}", f"{rank_correlation(m, rating):+.2f}",
                      f"{rank_correlation(sd, abs(m - rating)):+.2f}",
                      f"{rank_correlation(sd.reshape(2, -1).mean(0), distance):+.2f}",
                      " ".join(f"{x:.3f}" for x in against)]
     return markdown(["reward model", "two commonest scores", "their share", "mean E[S]",
-                     "spread of E[S]", "mean SD[S]", "mean H[p], nats", "E[S] with rating",
+                     "spread of E[S]", "mean SD[S]", "mean H[p], nats",
+                     "E[S] with that of other seeds", "E[S] with rating",
                      "SD[S] with its error", "SD[S] with the pair's rating distance",
                      "E[S] with the readouts win, variance, entropy, entropic"], rows)
 
@@ -435,14 +449,15 @@ def blind_table():
             agree = (p[0] == p[1]).mean()
             chance = sum((p[0] == k).mean() * (p[1] == k).mean() for k in (0, 0.5, 1))
             for i, x in enumerate(p, 1):
-                rows.append([policy, seed, i, *((x == k).sum() for k in (1, 0.5, 0)),
-                             cell(x.mean(), wilson(x.sum(), len(x)), ""),
+                count = [int((x == k).sum()) for k in (1, 0.5, 0)]
+                rows.append([policy, seed, i, *count, cell(x.mean(), wilson(x.sum(), len(x)), ""),
+                             small(sign_test(count[0], count[2])),
                              f"{(agree - chance) / (1 - chance):.2f}", ""])
         both = np.stack([p.mean(0) for p in points.values()])                          # (S, N)
-        rows.append([policy, "all", "both", "", "", "", cell(both.mean(), interval(both), ""), "",
-                     f"{smallest_effect(both):.2f}"])
+        rows.append([policy, "all", "both", "", "", "", cell(both.mean(), interval(both), ""),
+                     small(p_value(both - 0.5)), "", f"{smallest_effect(both):.2f}"])
     return markdown(["policy", "seed", "reader", "wins", "ties", "losses", "win rate [95 %]",
-                     "kappa", "smallest effect"], rows)
+                     "p", "kappa", "smallest effect"], rows)
 
 
 def readers_gap_table():

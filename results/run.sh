@@ -103,7 +103,7 @@ cool() {  # the same from an SFT model of temperature 0.5; reward models do with
 }
 extra() {
   python results/experiments.py controls
-  python results/experiments.py variance
+  for l in 1 2; do python results/experiments.py variance rm$l-s0; done
   python results/experiments.py distributions
   for s in $seeds; do python results/experiments.py overoptimise "$s"; done
 }
@@ -117,6 +117,8 @@ judge() {  # every policy by the reward models of the other seeds, which never m
     python eval.py --policies l1-eos-0=runs/l1-eos-0-s$s l1-shuffled=runs/l1-shuffled-s$s --rewards $rewards \
       --seeds "$s" --out "results/judge-s$s-controls"
     python eval.py --policies l1-noise=runs/l1-noise-s$s --rewards $rewards --seeds "$s" --out "results/judge-s$s-noise"
+    python eval.py --policies l1-beta-0.05=runs/l1-beta-0.05-s$s l1-read=runs/l1-read-s$s --rewards $rewards \
+      --seeds "$s" --out "results/judge-s$s-more"
   done
 }
 blind() {  # sheets to be read; see results/blind/RUBRIC.md. Sampling seeds that nothing else uses
