@@ -2,7 +2,7 @@
 
     python results/experiments.py controls       # best-of-n, and the SFT model asked to be brief
     python results/experiments.py variance NAME  # of the gradient, by baseline; reward model NAME
-    python results/experiments.py distributions  # what level-2 reward models predict
+    python results/experiments.py distributions  # what reward models predict, pair by pair
     python results/experiments.py overoptimise 0 # a policy on one half of the pairs, judged by both
     python results/experiments.py onpolicy       # pairs "written > sampled": runs/onpolicy.jsonl
     python results/experiments.py sampled        # pairs of samples, to be read: results/read/
@@ -37,8 +37,8 @@ from reinforce import (EVAL_STEP, ReinforceConfig, answer_all, calibrate,  # noq
                        token_logprobs, train_policy, uniforms, usable_prompts)
 from reward import (DEMO_DATA, VAL_SHARE, InputError, RewardConfig, encode_pairs,  # noqa: E402
                     encode_prompt, find_sft, frozen, get_reward_model, load_model, load_pairs,
-                    load_reward_model, load_tokenizer, read_pairs, run_cli, score_all, to_pair,
-                    validate, write_whole)
+                    load_reward_model, load_tokenizer, log_win_prob, read_pairs, run_cli,
+                    score_all, to_pair, validate, write_whole)
 
 HERE = Path(__file__).resolve().parent
 
@@ -158,17 +158,24 @@ def variance(name, batches=20):
 # ----- what level-2 reward models predict: half a minute a model -----
 
 def distributions():
-    """Predicted distributions and ratings of the validation answers, by every runs/rm2*."""
-    cfg, result = RewardConfig(level=2), {}
+    """Of the validation pairs, by the reward models of section 2: the probability that the chosen
+    answer wins, and at level 2 the predicted distributions of all answers; with the ratings."""
+    cfg, win, p = RewardConfig(level=2), {}, {}
     _, val, tokenizer, *_ = setup(cfg)
     encoded = encode_pairs(tokenizer, val[:cfg.val_pairs], cfg, "distributions")
     chosen, rejected, ratings = zip(*encoded)
-    for folder in sorted(Path("runs").glob("rm2*-s[0-9]*")):
-        if (folder / "model").exists():
-            rm = load_reward_model(folder, 2, cfg, tokenizer)
-            p = score_all(rm, chosen + rejected, cfg, folder.name).softmax(-1)
-            result[folder.name] = [[round(x, 4) for x in row] for row in p.tolist()]
-    keep("distributions", {"ratings": [r for side in zip(*ratings) for r in side], "p": result})
+    for folder in sorted(Path("runs").glob("rm*-s[0-9]*")):
+        if re.fullmatch(r"rm(1|2|2-strict|2-anchor)-s\d+", folder.name):
+            rm = load_reward_model(folder, None, cfg, tokenizer)
+            logits = score_all(rm, chosen + rejected, cfg, folder.name)
+            w, l = logits.chunk(2)
+            won = (torch.sigmoid(w - l)[:, 0] if rm.num_labels == 1 else
+                   log_win_prob(w, l, 0.5).exp())
+            win[folder.name] = [round(x, 6) for x in won.tolist()]
+            if rm.num_labels > 1:
+                p[folder.name] = [[round(x, 4) for x in row] for row in logits.softmax(-1).tolist()]
+    keep("distributions", {"ratings": [r for side in zip(*ratings) for r in side], "win": win,
+                           "p": p})
 
 
 # ----- over-optimisation: about 25 minutes -----

@@ -210,21 +210,27 @@ def mean(values):
 
 
 def models_table(runs, pattern):
-    """Reward models on the same validation pairs: means over seeds, intervals over pairs."""
-    rows = []
+    """Reward models on the same validation pairs: means over seeds, intervals over pairs; minus
+    rm1 over both."""
+    rows, right = [], defaultdict(list)
+    for name, win in sorted(read("distributions.json").get("win", {}).items()):
+        right[name.rpartition("-s")[0]].append(wins(np.array(win) - 0.5))
     for name in sorted(n for n in runs if "metrics" in runs[n][0] and re.fullmatch(pattern, n)):
         v = [run["metrics"]["validation"] for run in runs[name]]
         n, accuracy, gain = v[0]["n"], mean(m["accuracy"] for m in v), mean(m["gain"] for m in v)
         half = mean((m["gain_interval"][1] - m["gain_interval"][0]) / 2 for m in v)
         rows.append([
-            name, len(v), cell(accuracy, wilson(accuracy * n, n), ""),
+            name, len(v), cell(accuracy, wilson(accuracy * n, n), ""), "",
             f"{min(m['accuracy'] for m in v):.2f} .. {max(m['accuracy'] for m in v):.2f}",
             cell(gain, (gain - half, gain + half)),
             f"{mean(m['loss'] for m in v):.3f} ({v[0]['chance_loss']:.3f})",
             f"{mean(m['calibration_error'] for m in v):.3f}"])
-    return markdown(["reward model", "seeds", "accuracy [95 %]", "lowest .. highest seed",
-                     "above the longer-answer rule [95 %]", "loss (chance)",
-                     "calibration error"], rows)
+        if name != "rm1" and len(right[name]) == len(right["rm1"]) > 0:
+            d = np.subtract(right[name], right["rm1"])
+            rows[-1][3] = cell(d.mean(), interval(d))
+    return markdown(["reward model", "seeds", "accuracy [95 %]", "minus rm1 [95 %]",
+                     "lowest .. highest seed", "above the longer-answer rule [95 %]",
+                     "loss (chance)", "calibration error"], rows)
 
 
 def policies_table(runs, pattern):
@@ -310,8 +316,8 @@ def variance_table():
              f"{x['variance'] / v['none']['variance']:.2f}", f"{x['signal']:.0f}"]
             for rm, v in read("variance.json").items() for name, x in v.items()
             if isinstance(x, dict)]
-    return markdown(["reward model", "baseline", "b", "variance of a batch's gradient", "relative to none",
-                     "squared norm of its mean"], rows)
+    return markdown(["reward model", "baseline", "b", "variance of a batch's gradient",
+                     "relative to none", "squared norm of its mean"], rows)
 
 
 def controls_table():
@@ -350,7 +356,7 @@ def paired_table():
     for name in sorted(n for n in runs if re.fullmatch("l2-(baseline|beta)-.*", n)):
         row(name, "its own reward models", differences(runs[name]), differences(runs["l2-mean"]),
             "l2-mean")
-    for name in ("l1-eos-0", "l1-shuffled", "l1-noise"):
+    for name in ("l1-beta-0.05", "l1-eos-0", "l1-shuffled", "l1-noise", "l1-read"):
         row(name, "reward models of other seeds", by_judges(name), by_judges("l1"))
     controls, judge = read("controls.json")["scores"], read("judge-s0.json")["scores"]
     for side in ("brief", "best of 4", "best of 16"):  # sampling seed 0
@@ -359,18 +365,19 @@ def paired_table():
                               [(judge[rm]["l1"][0], judge[rm]["sft"][0]) for rm in controls]))
         row(side, "reward models of other seeds", x, y)
 
-    def on_the_sheets(policy, level):
-        return [wins(np.subtract(x[policy][0], x["sft"][0])) for seed in range(3)
+    def on_the_sheets(policy, level, seeds):
+        return [wins(np.subtract(x[policy][0], x["sft"][0])) for seed in seeds
                 for rm, x in read(f"blind/{policy}-s{seed}.json")["scores"].items()
                 if rm[2] == level]
-    for name in ("l1-beta-0.05", "l1-shuffled", "l1-read"):
-        if not (HERE / f"blind/{name}-s2-reader-2.blind.md").exists():
-            continue
-        for level in "12":
+    for name in ("l1-beta-0.05", "l1-shuffled", "l1-read", "sft-cooler"):
+        seeds = [s for s in range(3)
+                 if (HERE / f"blind/{name}-s{s}-reader-2.blind.md").exists()]
+        for level in "12" if seeds else "":
             row(name, f"level {level}, other seeds, wins on the readers' sheets",
-                *(on_the_sheets(p, level) for p in (name, "l1")))
-        row(name, "readers, wins",
-            *([blind_points(p, s).mean(0) for s in range(3)] for p in (name, "l1")))
+                *(on_the_sheets(p, level, seeds) for p in (name, "l1")))
+        if seeds:
+            row(name, "readers, wins",
+                *([blind_points(p, s).mean(0) for s in seeds] for p in (name, "l1")))
     return markdown(["run", "minus", "by", "seeds", "difference [95 %]", "by seed",
                      "smallest effect"], rows)
 

@@ -123,7 +123,7 @@ judge() {  # every policy by the reward models of the other seeds, which never m
 }
 blind() {  # sheets to be read; see results/blind/RUBRIC.md. Sampling seeds that nothing else uses
   for s in $seeds; do
-    for p in l1 l2-mean l1-beta-0.05 l1-shuffled l1-read l1-cool l1-read-cool; do
+    for p in l1 l2-mean l1-beta-0.05 l1-onpolicy l1-shuffled l1-read l1-cool l1-read-cool; do
       if [ ! -d runs/$p-s$s ]; then continue; fi
       if [ -f results/blind/$p-s$s.key.json ]; then continue; fi  # it has been read
       o=-s$(((s + 1) % 3)) sft=
