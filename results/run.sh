@@ -134,7 +134,8 @@ blind() {  # sheets to be read; see results/blind/RUBRIC.md. Sampling seeds that
   done
   [ -f results/blind/written.key.json ] || python results/experiments.py written
 }
-human() {  # human HH HELPSTEER: choose a level-1 reward model on validation pairs, confirm the choice once on test pairs
+human() {  # human HH HELPSTEER: candidates for a level-1 reward model. The one with the lowest mean loss over all
+  # validation pairs is taken, and confirmed once on test pairs
   python results/experiments.py split "$@"
   hh=runs/human-$(basename "$1") hs=runs/human-$(basename "$2")
   candidate() {  # bfloat16: half the time on a CPU that has it
