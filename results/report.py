@@ -270,7 +270,7 @@ def judge_table():
 def ending_table():
     """The same differences, judges of both levels averaged, by which of the two answers end."""
     rows = []
-    for name in ("l1", "l2-mean", "l1-shuffled"):
+    for name in ("l1", "l2-mean", "l1-shuffled", "l1-beta-0.05"):
         d, text = judged((name,))
         if not d:
             continue
