@@ -421,8 +421,7 @@ def judge(name, rm, *files):
     to results/NAME.json."""
     settings = json.loads((Path(rm) / "config.json").read_text(encoding="utf-8"))["settings"]
     cfg = RewardConfig(level=2, max_len=1024, rm_micro=2, precision=settings["precision"])
-    path = HERE / f"{name}.json"
-    result = json.loads(path.read_text()) if path.exists() else {}
+    path, found = HERE / f"{name}.json", {}
     tokenizer = load_tokenizer(find_sft(cfg)[0])
     model = load_reward_model(rm, None, cfg, tokenizer)
     for file in files:
@@ -431,8 +430,10 @@ def judge(name, rm, *files):
         level = 1 if model.num_labels == 1 else 2
         metrics = validate(model, encode_pairs(tokenizer, pairs, cfg, file),
                            replace(cfg, level=level))
-        result.setdefault(Path(rm).name, {})[Path(file).name] = metrics
+        found[Path(file).name] = metrics
         print(rm, file, metrics)
+    result = json.loads(path.read_text()) if path.exists() else {}  # others may have written
+    result.setdefault(Path(rm).name, {}).update(found)
     write_whole(path, json.dumps(result, indent=1))
 
 

@@ -139,7 +139,7 @@ human() {  # human HH HELPSTEER: candidates for a level-1 reward model. The one 
   python results/experiments.py split "$@"
   hh=runs/human-$(basename "$1") hs=runs/human-$(basename "$2")
   candidate() {  # bfloat16: half the time on a CPU that has it
-    model "human-$1" 0 --level 1 --pairs 20000 --precision bf16 "${@:2}"
+    model "human-$1" 0 --level 1 --pairs 20000 --precision bf16 --rm_micro 2 "${@:2}"
   }
   candidate hh --data "$hh" --max_len 320 --rm_lr 2e-5
   candidate hh-lr-1e-5 --data "$hh" --max_len 320 --rm_lr 1e-5
