@@ -569,12 +569,23 @@ def compared_table():
 
 
 def human_table(name):
-    rows = [[rm, file, m["n"], cell(m["accuracy"], m["accuracy_interval"], ""),
-             cell(m["longer_accuracy"], m["longer_interval"], ""),
-             cell(m["gain"], m["gain_interval"]), f"{m['loss']:.3f} ({m['chance_loss']:.3f})"]
-            for rm, files in read(name).items() for file, m in files.items()]
-    return markdown(["reward model", "pairs of", "n", "accuracy [95 %]", "longer answer [95 %]",
-                     "above it [95 %]", "loss (chance)"], rows)
+    """A row a candidate, its settings, and what it is worth on the pairs of each file."""
+    judged, rows = read(name), []
+    files = {file: m for by_file in judged.values() for file, m in by_file.items()}
+    for rm, by_file in sorted(judged.items()):
+        kept, n = read(f"{rm}/config.json")["settings"], sum(m["n"] for m in by_file.values())
+        loss = sum(m["n"] * m["loss"] for m in by_file.values()) / n
+        rows.append([rm, kept["max_len"], f"{kept['rm_lr']:.0e}".replace("e-0", "e-"),
+                     kept["epochs"], *(text for m in map(by_file.get, files) for text in (
+                         cell(m["accuracy"], m["accuracy_interval"], ""),
+                         cell(m["gain"], m["gain_interval"]), f"{m['loss']:.3f}")), f"{loss:.3f}"])
+    rows.append(["(the longer answer)", "", "", "", *(text for m in files.values() for text in (
+        cell(m["longer_accuracy"], m["longer_interval"], ""), "", "")), ""])
+    short = [f"{re.sub('^(human|test)-|_.*', '', file)} ({m['n']} pairs)"
+             for file, m in files.items()]
+    heads = (text for file in short for text in (
+        f"{file}: accuracy [95 %]", "above the longer answer [95 %]", "loss"))
+    return markdown(["reward model", "tokens", "lr", "epochs", *heads, "loss over all"], rows)
 
 
 def samples_table(*folders, count=4):
