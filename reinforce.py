@@ -200,7 +200,7 @@ def sample(policy, prompts, uniform, eos_id):
 
     policy: a sampling_copy; prompts: B lists of ids; uniform: (B, T) -> B lists of at most T ids,
     eos included. Token t is the inverse CDF of the softmax at uniform[:, t]: whatever else is in
-    the batch, an answer depends on its own prompt and numbers only."""
+    the batch, an answer depends on its own prompt and numbers only, up to rounding."""
     device, graph = policy.device, policy.device.type == "cuda"
     B, P, T = len(prompts), max(map(len, prompts)), uniform.shape[1]
     inputs, where = lay_out(prompts, device)

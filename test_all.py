@@ -388,6 +388,10 @@ def test_calibration_error_and_wilson():
     half_right, as_sure_as_right = np.array([1.0, 1.0, 0.0, 0.0]), np.array([0.75] * 3 + [0.25])
     assert calibration_error(half_right) == pytest.approx(0.5)        # sure, right half of the time
     assert calibration_error(as_sure_as_right) == pytest.approx(0.0)  # 75 % sure, 75 % right
+    rng = np.random.default_rng(0)  # perfectly calibrated, 108 pairs: the error of few pairs alone
+    wins = (rng.uniform(0.5, 1, 108) for _ in range(300))
+    errors = [calibration_error(np.where(rng.random(108) < p, p, 1 - p)) for p in wins]
+    assert 0.08 < np.mean(errors) < 0.12
     low, high = wilson(0, 10)  # Wilson 1927
     assert low == pytest.approx(0.0) and high == pytest.approx(0.2775, abs=1e-3)
     for k, n in ((3, 17), (60, 90)):  # the interval's ends solve |p - k/n| = z sqrt(p (1-p) / n)

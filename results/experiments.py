@@ -37,8 +37,8 @@ from reinforce import (EVAL_STEP, ReinforceConfig, answer_all, calibrate,  # noq
                        token_logprobs, train_policy, uniforms, usable_prompts)
 from reward import (DEMO_DATA, VAL_SHARE, InputError, RewardConfig, encode_pairs,  # noqa: E402
                     encode_prompt, find_sft, frozen, get_reward_model, load_model, load_pairs,
-                    load_reward_model, load_tokenizer, log_win_prob, read_pairs, run_cli,
-                    score_all, to_pair, validate, write_whole)
+                    load_reward_model, load_tokenizer, read_pairs, run_cli, score_all,
+                    to_pair, validate, write_whole)
 
 HERE = Path(__file__).resolve().parent
 
@@ -157,25 +157,29 @@ def variance(name, batches=20):
 
 # ----- what level-2 reward models predict: half a minute a model -----
 
-def distributions():
-    """Of the validation pairs, by the reward models of section 2: the probability that the chosen
-    answer wins, and at level 2 the predicted distributions of all answers; with the ratings."""
+def distributions(*names):
+    """Of the validation pairs, by the reward models of section 2 (or those named): at level 1 the
+    probability that the chosen answer wins, at level 2 the predicted distributions of all answers;
+    with the ratings. Adds to results/distributions.json."""
     cfg, win, p = RewardConfig(level=2), {}, {}
     _, val, tokenizer, *_ = setup(cfg)
     encoded = encode_pairs(tokenizer, val[:cfg.val_pairs], cfg, "distributions")
     chosen, rejected, ratings = zip(*encoded)
-    for folder in sorted(Path("runs").glob("rm*-s[0-9]*")):
-        if re.fullmatch(r"rm(1|2|2-strict|2-anchor)-s\d+", folder.name):
-            rm = load_reward_model(folder, None, cfg, tokenizer)
-            logits = score_all(rm, chosen + rejected, cfg, folder.name)
-            w, l = logits.chunk(2)
-            won = (torch.sigmoid(w - l)[:, 0] if rm.num_labels == 1 else
-                   log_win_prob(w, l, 0.5).exp())
-            win[folder.name] = [round(x, 6) for x in won.tolist()]
+    ratings = [r for side in zip(*ratings) for r in side]
+    for name in names or sorted(x.name for x in Path("runs").glob("rm*-s[0-9]*")):
+        if re.fullmatch(r"rm(1|2|2-strict|2-anchor)-s\d+", name):
+            rm = load_reward_model(f"runs/{name}", None, cfg, tokenizer)
+            logits = score_all(rm, chosen + rejected, cfg, name)
             if rm.num_labels > 1:
-                p[folder.name] = [[round(x, 4) for x in row] for row in logits.softmax(-1).tolist()]
-    keep("distributions", {"ratings": [r for side in zip(*ratings) for r in side], "win": win,
-                           "p": p})
+                p[name] = [[round(x, 4) for x in row] for row in logits.softmax(-1).tolist()]
+            else:
+                w, l = logits[:, 0].chunk(2)
+                win[name] = [round(x, 6) for x in torch.sigmoid(w - l).tolist()]
+    path = HERE / "distributions.json"
+    old = json.loads(path.read_text()) if path.exists() else {}
+    if old.get("ratings") == ratings:  # of the same pairs
+        win, p = {**old.get("win", {}), **win}, {**old["p"], **p}
+    keep("distributions", {"ratings": ratings, "win": win, "p": p})
 
 
 # ----- over-optimisation: about 25 minutes -----

@@ -213,8 +213,14 @@ def models_table(runs, pattern):
     """Reward models on the same validation pairs: means over seeds, intervals over pairs; minus
     rm1 over both."""
     rows, right = [], defaultdict(list)
-    for name, win in sorted(read("distributions.json").get("win", {}).items()):
-        right[name.rpartition("-s")[0]].append(wins(np.array(win) - 0.5))
+    found = read("distributions.json")
+    win = dict(found.get("win", {}))  # of level 1; of level 2 from the distributions
+    for name, p in found["p"].items():
+        w, l = np.reshape(np.array(p) / np.sum(p, 1, keepdims=True), (2, -1, 10))
+        joint = w[:, :, None] * l[:, None]                                       # (n, 10, 10)
+        win[name] = (np.tril(joint, -1) + np.tril(joint)).sum((1, 2)) / 2
+    for name in sorted(win):
+        right[name.rpartition("-s")[0]].append(wins(np.array(win[name]) - 0.5))
     for name in sorted(n for n in runs if "metrics" in runs[n][0] and re.fullmatch(pattern, n)):
         v = [run["metrics"]["validation"] for run in runs[name]]
         n, accuracy, gain = v[0]["n"], mean(m["accuracy"] for m in v), mean(m["gain"] for m in v)
@@ -283,7 +289,7 @@ def ending_table():
                           f"{v.mean():+.2f} ({is_in.sum()} of them)")
             rows.append([name, group, f"{is_in.mean():.2f}", difference,
                          f"{round((x * is_in).mean(), 2) + 0.0:+.2f}"])
-    return markdown(["policy", "answers within 48 tokens", "share of prompts",
+    return markdown(["policy", "answers before token 48", "share of prompts",
                      "difference to SFT [95 %]", "its part of the whole difference"], rows)
 
 
