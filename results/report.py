@@ -396,7 +396,8 @@ def distributions_table():
     scores = np.arange(1, 11)
     all_alike = np.tile((np.rint(rating)[:, None] == scores).mean(0), (len(rating), 1))
     found = {name: np.array(p) / np.sum(p, 1, keepdims=True)
-             for name, p in {**found["p"], "(all ratings, for every answer)": all_alike}.items()}
+             for name, p in [*sorted(found["p"].items()),
+                              ("(all ratings, for every answer)", all_alike)]}
     for name, p in found.items():
         m = p @ scores
         sd = np.sqrt(np.maximum(p @ scores**2 - m**2, 0))
