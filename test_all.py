@@ -1304,6 +1304,7 @@ def test_same_seed_same_bits_and_a_finished_run_is_recognised(run, sft, toy_file
 def test_a_stopped_run_goes_on_to_the_same_bits(run, tmp_path, monkeypatch, where, number):
     """A signal within the reward model's 3rd update, or the 2nd step, ends it and saves; one in the
     last evaluation breaks off. The same command then ends as an unbroken run does, bit for bit."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     budget = ("--save_every", "2", "--level", "2", "--readout", "win", "--steps", "5")
     run(reinforce, *tiny_budget("whole"), *budget)
     module, when = (reward, 3) if where == "pair_gradient" else (reinforce, 2)
