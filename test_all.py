@@ -1583,6 +1583,26 @@ def test_the_tables_equal_what_the_results_make(name):
     assert report.with_tables(text) == text, "run python results/report.py"
 
 
+def test_wins_from_kept_distributions_are_the_accuracies_of_training():
+    """Another program, another arithmetic: reward.py validated each model when it was trained."""
+    win = report.chosen_wins(report.read("distributions.json"))
+    assert len(win) == 20
+    for name, x in win.items():
+        kept = report.read(f"{name}/metrics.json")["validation"]
+        assert report.wins(x - 0.5).mean() == pytest.approx(kept["accuracy"]), name
+
+
+def test_the_tested_human_reward_model_is_the_one_of_the_rule():
+    """The lowest loss over all validation pairs, from losses of sets; no other met the test."""
+    found = report.read("human-validation.json")
+    loss = {name: np.repeat([m["loss"] for m in by.values()], [m["n"] for m in by.values()]).mean()
+            for name, by in found.items()}
+    assert [*report.read("human-test.json")] == [min(loss, key=loss.get)] and len(loss) == 6
+    rows = [line.split(" | ") for line in report.human_table("human-validation.json").splitlines()]
+    assert {row[0][2:]: row[-1][:5] for row in rows[2:-1]} == {
+        name: f"{x:.3f}" for name, x in loss.items()}
+
+
 def test_a_table_follows_its_results(tmp_path, monkeypatch):
     """Not a copy of the text: another score in a verdict is another number in the table."""
     shutil.copytree(HERE / "results", tmp_path / "results")

@@ -209,18 +209,24 @@ def mean(values):
     return float(np.mean(list(values)))
 
 
-def models_table(runs, pattern):
-    """Reward models on the same validation pairs: means over seeds, intervals over pairs; minus
-    rm1 over both."""
-    rows, right = [], defaultdict(list)
-    found = read("distributions.json")
-    win = dict(found.get("win", {}))  # of level 1; of level 2 from the distributions
+def chosen_wins(found):
+    """P(the chosen answer wins) of the validation pairs, {reward model: (n,)}: kept at level 1, at
+    level 2 P(S_w > S_l) + P(S_w = S_l) / 2 of the kept distributions."""
+    win = {name: np.array(x) for name, x in found["win"].items()}
     for name, p in found["p"].items():
         w, l = np.reshape(np.array(p) / np.sum(p, 1, keepdims=True), (2, -1, 10))
         joint = w[:, :, None] * l[:, None]                                       # (n, 10, 10)
         win[name] = (np.tril(joint, -1) + np.tril(joint)).sum((1, 2)) / 2
+    return win
+
+
+def models_table(runs, pattern):
+    """Reward models on the same validation pairs: means over seeds, intervals over pairs; minus
+    rm1 over both."""
+    rows, right = [], defaultdict(list)
+    win = chosen_wins(read("distributions.json"))
     for name in sorted(win):
-        right[name.rpartition("-s")[0]].append(wins(np.array(win[name]) - 0.5))
+        right[name.rpartition("-s")[0]].append(wins(win[name] - 0.5))
     for name in sorted(n for n in runs if "metrics" in runs[n][0] and re.fullmatch(pattern, n)):
         v = [run["metrics"]["validation"] for run in runs[name]]
         n, accuracy, gain = v[0]["n"], mean(m["accuracy"] for m in v), mean(m["gain"] for m in v)
