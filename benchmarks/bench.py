@@ -1,439 +1,259 @@
-"""Times this project against Hugging Face generate() and TRL, side by side in one run.
+"""Times this project against transformers, TRL and its own first edition, side by side in one run.
 
     pip install -r benchmarks/requirements.txt
-    python benchmarks/bench.py step --repeats 5
+    python benchmarks/bench.py sample               # answers; transformers: generate
+    python benchmarks/bench.py step --first FOLDER  # one REINFORCE step; TRL: RLOOTrainer
+    python benchmarks/bench.py reward --pairs 64    # pairs to reward model; TRL: RewardTrainer
+    python benchmarks/bench.py parts                # where a step's time goes, in fp32 and bf16
 
-Each contestant lives in a process of its own, so that its peak memory is its own (of the unit, not
-of loading), and does one unit of work when it is asked to; the contestants of a task take turns, so
-that a slow minute of the machine hits both. Same model (float32 weights), prompts, lengths, batch
-and micro-batch.
-
-    sample   answers of --max_new tokens (eos is not a stop here: all have equal length)
-    step     one REINFORCE step: sample, score, KL, gradient, update; TRL: RLOOTrainer
-    reward   one epoch of a reward model over --pairs real pairs as they come; TRL: RewardTrainer
-
-and, of this project alone:
-
-    parts      where a step's time goes, and how it grows with batch, answer length and model size
-    precision  what bfloat16 would change in the scores and reference log-probs of the models that
-               `reinforce.py --level 1` and `--level 2` have left in runs/
+Each contestant has a process of its own, so that its peak memory is its own. They take turns, one
+unit of work each, so that a slow minute of the machine hits all; the first unit, with the loading,
+does not count. SFT model, prompts, lengths, batch, micro-batch and --precision are the same for
+all; --help lists more settings. FOLDER is a checkout of the first edition (fp32, on a CPU).
 """
-import argparse
-import contextlib
-import copy
-import dataclasses
-import json
+import gc
+import multiprocessing
 import os
-import re
 import statistics
-import subprocess
 import sys
+import tempfile
 import time
-import warnings
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
+import transformers
+from datasets import Dataset
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-warnings.filterwarnings("ignore")
-
-from transformers import (AutoConfig, AutoModelForCausalLM,  # noqa: E402
-                          AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback)
+ROOT = str(Path(__file__).resolve().parent.parent)
+sys.path.insert(0, os.environ.get("EDITION", ROOT))  # the first edition's process has another
 
 import reinforce  # noqa: E402
 import reward  # noqa: E402
 
-PAD = 0      # <|endoftext|>
-NO_EOS = -1  # no token has this id: every answer runs to max_new
 
+class Clock(transformers.TrainerCallback):
+    """Measures units of work in a contestant's process, from the word to begin to done()."""
 
-def settings(args, **more):
-    size = dict(batch=args.batch, max_new=args.max_new, max_prompt=args.max_prompt, steps=10**6,
-                micro_batch=args.micro_batch, rm_micro=args.rm_micro, pairs=args.pairs)
-    size |= {"data": (args.data,)} if args.data else {}
-    return reinforce.ReinforceConfig(level=1, device=args.device, **size, **more)
+    def __init__(self, pipe, cuda):
+        self.pipe = pipe
+        self.cuda = cuda
+        self.parts = {}
+        self.wait()
 
-
-def load(args):
-    """(config, tokenizer, folder of the SFT model, training pairs)"""
-    cfg = settings(args)
-    with contextlib.redirect_stdout(sys.stderr):
-        train, _, _ = reward.load_pairs(cfg)
-        sft, _ = reward.find_sft(cfg)
-    return cfg, AutoTokenizer.from_pretrained(sft), sft, train
-
-
-def short_prompts(cfg, tokenizer, pairs, count):
-    """`count` prompts of at most max_prompt tokens, as pairs; repeated where there are fewer."""
-    unique = {p.key: p for p in pairs
-              if len(reward.encode_prompt(tokenizer, p.messages)) <= cfg.max_prompt}
-    kept = list(unique.values())
-    return [kept[i % len(kept)] for i in range(count)]
-
-
-def causal(cfg, sft):
-    return AutoModelForCausalLM.from_pretrained(sft, dtype=torch.float32).to(cfg.device).eval()
-
-
-def scorer(cfg, sft):
-    torch.manual_seed(0)
-    return AutoModelForSequenceClassification.from_pretrained(
-        sft, num_labels=1, pad_token_id=PAD, dtype=torch.float32).to(cfg.device).eval()
-
-
-def matmul_speed(device):
-    """GFLOP/s of one large float32 matrix product: the limit that training is held against."""
-    n = 8192 if device.startswith("cuda") else 2048
-    a, b = torch.randn(2, n, n, device=device)
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        (a @ b)[0, 0].item()
-        times.append(time.perf_counter() - began)
-    return 2 * n**3 / min(times) / 1e9
-
-
-def training_flops(model, tokens, head_tokens):
-    """Of one forward and backward pass: 6 a weight and token (a third of it forward); attention
-    itself is not counted."""
-    size = model.config
-    heads = size.head_dim * (size.num_attention_heads + size.num_key_value_heads)
-    layer = size.hidden_size * (2 * heads + 3 * size.intermediate_size)
-    return 6 * (size.num_hidden_layers * layer * tokens
-                + size.vocab_size * size.hidden_size * head_tokens)
-
-
-def count_tokens(tokens=[0]):
-    """Lets reward.py add up the tokens that go through a model (a shared beginning once)."""
-    lay_out = reward.lay_out
-
-    def counting(texts, device):
-        inputs, where = lay_out(texts, device)
-        tokens[0] += inputs["input_ids"].numel()
-        return inputs, where
-
-    reward.lay_out = counting
-    return tokens
-
-
-# ----- contestants: each calls done(tokens) after every unit of work, without end -----
-
-def ours_sample(args, done):
-    reward.keep_freed_memory()
-    cfg, tokenizer, sft, pairs = load(args)
-    policy = reward.frozen(causal(cfg, sft))  # nothing is trained here: packed once, no second copy
-    x = short_prompts(cfg, tokenizer, pairs, cfg.batch)
-    x = [reward.encode_prompt(tokenizer, p.messages) for p in x]
-    for step in range(10**6):
-        drawn = reinforce.uniforms(0, step, range(len(x)), cfg.max_new)
-        answers = reinforce.sample(policy, x, drawn, NO_EOS)
-        done(sum(map(len, answers)))
-
-
-def generate_sample(args, done):
-    cfg, tokenizer, sft, pairs = load(args)
-    policy = causal(cfg, sft)
-    x = short_prompts(cfg, tokenizer, pairs, cfg.batch)
-    x = [reward.encode_prompt(tokenizer, p.messages) for p in x]
-    tokenizer.padding_side = "left"
-    batch = tokenizer.pad({"input_ids": x}, return_tensors="pt").to(cfg.device)
-    while True:
-        out = policy.generate(**batch, do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
-                              min_new_tokens=cfg.max_new, max_new_tokens=cfg.max_new,
-                              pad_token_id=PAD)
-        done(out[:, batch["input_ids"].shape[1]:].numel())
-
-
-def run_loop(policy, reference, rm, x, cfg, eos_id, log):
-    optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.lr, fused=True)
-    reinforce.train_policy(policy, optimizer, reference, rm, x, range(len(x)), cfg, eos_id,
-                           reinforce.fresh_state(cfg, 1.0, 0.0, [1.0]), log)
-
-
-def ours_step(args, done):
-    reward.keep_freed_memory()
-    cfg, tokenizer, sft, pairs = load(args)
-    policy, reference, rm = causal(cfg, sft), causal(cfg, sft), scorer(cfg, sft)
-    reward.frozen(reference), reward.frozen(rm)
-    kept = short_prompts(cfg, tokenizer, pairs, 256)
-    x = [reward.encode_prompt(tokenizer, p.messages) for p in kept]
-    train, training, tokens = reinforce.policy_gradient, {}, count_tokens()
-
-    def watched(policy, prompts, answers, *rest):
-        tokens[0], began = 0, time.perf_counter()
-        result = train(policy, prompts, answers, *rest)
-        training["seconds"] = time.perf_counter() - began
-        training["flops"] = training_flops(policy, tokens[0], sum(map(len, answers)))
-        return result
-
-    reinforce.policy_gradient = watched
-    run_loop(policy, reference, rm, x, cfg, tokenizer.eos_token_id,
-             lambda m: done(m["length"] * cfg.batch, **training))
-
-
-def trl_step(args, done):
-    from datasets import Dataset
-    from trl import RLOOConfig, RLOOTrainer
-    cfg, tokenizer, sft, pairs = load(args)
-    kept = short_prompts(cfg, tokenizer, pairs, 256)
-    rows = Dataset.from_list([{"prompt": list(p.messages)} for p in kept])
-    micro = min(args.micro_batch, cfg.batch)
-    config = RLOOConfig(
-        output_dir=args.scratch, per_device_train_batch_size=micro, num_generations=2,
-        gradient_accumulation_steps=cfg.batch // micro, max_completion_length=cfg.max_new,
-        beta=0.05, learning_rate=1e-6, bf16=args.trl_bf16, gradient_checkpointing=False,
-        logging_steps=10**6, use_cpu=cfg.device == "cpu", **QUIET)
-    RLOOTrainer(model=causal(cfg, sft), reward_funcs=scorer(cfg, sft), args=config,
-                train_dataset=rows, processing_class=tokenizer,
-                reward_processing_classes=pad_apart(sft), callbacks=[OnStep(done, 1)]).train()
-
-
-def ours_reward(args, done):
-    reward.keep_freed_memory()
-    cfg, tokenizer, sft, pairs = load(args)
-    with contextlib.redirect_stdout(sys.stderr):
-        encoded = reward.encode_pairs(tokenizer, pairs[:args.pairs], cfg, "benchmark")
-    tokens = count_tokens()
-    while True:
-        model, tokens[0] = scorer(cfg, sft), 0
-        began = time.perf_counter()
-        reward.train_reward_model(model, encoded, cfg)
-        seconds = time.perf_counter() - began
-        done(sum(len(w) + len(l) for w, l, _ in encoded), training_flops(model, tokens[0], 0),
-             seconds)
-
-
-def trl_reward(args, done):
-    from datasets import Dataset
-    from trl import RewardConfig, RewardTrainer
-    cfg, tokenizer, sft, pairs = load(args)
-    def say(text):
-        return [{"role": "assistant", "content": text}]
-    rows = Dataset.from_list([{"prompt": list(p.messages), "chosen": say(p.chosen),
-                               "rejected": say(p.rejected)} for p in pairs[:args.pairs]])
-    micro = min(cfg.rm_micro, cfg.rm_batch)
-    steps = -(-len(rows) // cfg.rm_batch)
-    config = RewardConfig(
-        output_dir=args.scratch, per_device_train_batch_size=micro, max_length=cfg.max_len,
-        gradient_accumulation_steps=cfg.rm_batch // micro, learning_rate=cfg.rm_lr,
-        bf16=args.trl_bf16, gradient_checkpointing=False, num_train_epochs=10**4,
-        logging_steps=10**6, use_cpu=cfg.device == "cpu", **QUIET)
-    RewardTrainer(model=scorer(cfg, sft), args=config, train_dataset=rows,
-                  processing_class=pad_apart(sft), callbacks=[OnStep(done, steps)]).train()
-
-
-QUIET = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True,
-         "dataloader_pin_memory": False}
-
-
-def pad_apart(sft):
-    """The tokenizer with a pad token of its own, as TRL's trainers want it."""
-    tokenizer = AutoTokenizer.from_pretrained(sft)
-    tokenizer.pad_token_id = PAD
-    return tokenizer
-
-
-class OnStep(TrainerCallback):
-    """Calls done() after every `every` optimizer steps."""
-    def __init__(self, done, every):
-        self.done, self.every = done, every
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step % self.every == 0:
-            self.done(None)
-
-
-# ----- this project alone -----
-
-GRID = [("135M", 8, 64), ("135M", 16, 64), ("135M", 32, 64), ("135M", 64, 64), ("135M", 16, 32),
-        ("135M", 16, 128), ("360M", 16, 64)]  # model, batch, tokens of an answer
-WIDER = dict(hidden_size=960, intermediate_size=2560, num_hidden_layers=32, num_attention_heads=15,
-             num_key_value_heads=5)           # the shape of SmolLM2-360M, with random weights
-
-
-def step_models(cfg, sft, size):
-    if size == "135M":
-        return causal(cfg, sft), causal(cfg, sft), scorer(cfg, sft)
-    torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(sft, **WIDER)
-    policy = AutoModelForCausalLM.from_config(config).to(cfg.device).eval()
-    config.num_labels, config.pad_token_id = 1, PAD
-    return policy, copy.deepcopy(policy), (
-        AutoModelForSequenceClassification.from_config(config).to(cfg.device).eval())
-
-
-def parts(args):
-    """A row for each setting of GRID: seconds by part, and what the matrix products alone need."""
-    reward.keep_freed_memory()
-    tokens, times, flops = count_tokens(), {}, {}
-
-    def timed(name, head, passes):
-        part = getattr(reinforce, name)
-
-        def run(model, *rest):
-            tokens[0], began = 0, time.perf_counter()
-            result = part(model, *rest)
-            times.setdefault(name, []).append(time.perf_counter() - began)
-            new, more = args.batch * args.max_new, args.batch * (args.max_new - 1)
-            trunk = tokens[0] + more * (name == "sample")
-            flops[name] = training_flops(model, trunk, new * head) * passes / 3
-            return result
-        setattr(reinforce, name, run)
-
-    names = {"sample": (1, 1), "score_all": (0, 1), "sequence_logprobs": (1, 1),
-             "policy_gradient": (1, 3)}
-    for name, (head, passes) in names.items():
-        timed(name, head, passes)
-    reinforce.lay_out = lambda *x: reward.lay_out(*x)  # the counting one
-    print("| model | batch | answer | sample | score | reference | gradient | rest | step, s |"
-          " products alone, s: sample | score | reference | gradient | all | share |")
-    print("|" + "---|" * 15)
-    for size, args.batch, args.max_new in GRID:
-        times.clear()
-        cfg, tokenizer, sft, pairs = load(args)
-        policy, reference, rm = step_models(cfg, sft, size)
-        reward.frozen(reference), reward.frozen(rm)
-        x = [reward.encode_prompt(tokenizer, p.messages)
-             for p in short_prompts(cfg, tokenizer, pairs, 256)]
-        steps = args.repeats + 1
-        ends, limits = [time.perf_counter()], []
-
-        def log(_):
-            ends.append(time.perf_counter())
-            limits.append(matmul_speed(args.device))
-            ends[-1:] = [ends[-1], time.perf_counter()]
-
-        run_loop(policy, reference, rm, x, dataclasses.replace(cfg, steps=steps), NO_EOS,
-                 log)
-        whole = statistics.median(ends[i + 1] - ends[i] for i in range(2, 2 * steps, 2))
-        spent = [statistics.median(times[n][1:]) for n in names]
-        least = [flops[n] / 1e9 / statistics.median(limits) for n in names]
-        print(f"| {size} | {args.batch} | {args.max_new} | "
-              + " | ".join(f"{v:.2f}" for v in (*spent, whole - sum(spent), whole, *least,
-                                                sum(least)))
-              + f" | {sum(least) / whole:.0%} |", flush=True)
-
-
-def precision(args):
-    """Scores of SFT answers and their reference log-probs in bfloat16 against float32."""
-    args.max_new, args.max_prompt = 48, 128
-    cfg, tokenizer, sft, _ = load(args)
-    with contextlib.redirect_stdout(sys.stderr):
-        _, val, _ = reward.load_pairs(cfg)
-        x, keys = reinforce.usable_prompts(tokenizer, val, cfg, "prompts")
-    policy = causal(cfg, sft)
-    y = reinforce.answer_all(policy, x, keys, 0, 0, cfg, tokenizer.eos_token_id, None)
-    texts = [p + a for p, a in zip(x, y)]
-
-    def tell(what, exact, rough):
-        error = rough - exact
-        print(f"{what}: {len(x)} answers, spread {exact.std():.3f}; bfloat16 off by rms "
-              f"{error.pow(2).mean().sqrt():.3f}, mean {error.mean():+.3f}, at most "
-              f"{error.abs().max():.3f}")
-
-    for level in (1, 2):
-        folder = f"runs/demo_pairs-reward{level}"
-        exact, rough = (reinforce.read_scores(
-            reward.score_all(reward.load_reward_model(folder, level, c), texts, c), "mean", 0, None)
-            for c in (cfg, dataclasses.replace(cfg, precision="bf16")))
-        tell(f"score of {folder}", exact, rough)
-    exact, rough = (reinforce.sequence_logprobs(m, x, y, 8)
-                    for m in (policy, causal(cfg, sft).bfloat16()))
-    tell("log pi_ref(y|x)", exact, rough)
-
-
-# ----- the race -----
-
-def worker(args):
-    """Does a unit of work for each line on stdin; answers with its time and memory as JSON."""
-    answer, sys.stdout = sys.stdout, sys.stderr
-    began = limit = None
-
-    def done(tokens, flops=0, seconds=1):
-        if args.device == "cuda":
-            torch.cuda.synchronize()
-            memory = torch.cuda.max_memory_allocated() / 2**30
-        else:
-            status = Path("/proc/self/status").read_text()
-            memory = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 2**20
-        result = {"seconds": time.perf_counter() - began, "memory_gib": memory, "tokens": tokens,
-                  "share": flops / seconds / 1e9 / limit}
-        print(json.dumps(result), file=answer, flush=True)
-        wait()
-
-    def wait():
-        nonlocal began, limit
-        if not sys.stdin.readline():
-            os._exit(0)
-        limit = matmul_speed(args.device)  # again for each unit: the machine has slow minutes
-        if args.device == "cuda":
+    def wait(self):
+        gc.collect()
+        self.pipe.recv()
+        if self.cuda:
             torch.cuda.reset_peak_memory_stats()
-        else:  # Linux: the peak of resident memory starts again, loading does not count
+        else:  # Linux: the peak of resident memory starts again
             Path("/proc/self/clear_refs").write_text("5")
-        began = time.perf_counter()
+        self.began = self.now()
 
-    wait()
-    globals()[args.worker](args, done)
+    def now(self):
+        if self.cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def done(self, metrics=None):
+        """Tells the main process about the unit; returns when it asks for the next one."""
+        seconds = self.now() - self.began
+        status = Path("/proc/self/status").read_text()
+        peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
+        peak = torch.cuda.max_memory_allocated() if self.cuda else peak
+        length = {"length": metrics["length"]} if metrics else {}
+        self.pipe.send({"seconds": seconds, "peak, GiB": peak / 2**30} | length | self.parts)
+        self.wait()
+
+    def on_step_end(self, args, state, control, **kwargs):  # TRL calls it
+        self.done({"length": self.trainer._metrics["train"]["completions/mean_length"][-1]})
+
+    def timed(self, function, name):
+        """The function, its seconds noted as a part of the unit."""
+        def run(*args):
+            began = self.now()
+            result = function(*args)
+            self.parts[name] = self.now() - began
+            return result
+        return run
 
 
-def race(names, args, extra):
-    """`repeats` interleaved units of each contestant, after one that is not counted."""
-    command = [sys.executable, __file__, *extra]
-    log = open(Path(args.scratch) / "bench.log", "a")
-    players = {n: subprocess.Popen([*command, "--worker", n], stdin=subprocess.PIPE, text=True,
-                                   stdout=subprocess.PIPE, stderr=log) for n in names}
-    units = {n: [] for n in names}
-    for _ in range(args.repeats + 1):
-        for name, player in players.items():
-            player.stdin.write("go\n")
-            player.stdin.flush()
-            line = player.stdout.readline()
-            if not line:
-                raise SystemExit(f"{name} died; see {log.name}")
-            units[name].append(json.loads(line))
-    for player in players.values():
-        player.stdin.close()
-        player.wait()
-    return {n: {"seconds": statistics.median(u["seconds"] for u in units[n][1:]),
-                "all": [round(u["seconds"], 2) for u in units[n][1:]],
-                "share": statistics.median(u["share"] for u in units[n][1:]),
-                "tokens": units[n][-1]["tokens"], "memory_gib": units[n][-1]["memory_gib"]}
-            for n in names}
+def causal_model(cfg):
+    return reward.load_model(transformers.AutoModelForCausalLM, cfg.sft, cfg.device)
+
+
+def whole_reward_model(cfg, work):
+    return reward.load_model(transformers.AutoModelForSequenceClassification, cfg.sft, cfg.device,
+                             ("score.weight",), num_labels=1, pad_token_id=work.pad)
+
+
+def sampling(cfg, work, clock, ours):
+    policy = causal_model(cfg).requires_grad_(False)
+    policy.to(torch.bfloat16 if cfg.precision == "bf16" else torch.float32)
+    policy.generation_config.eos_token_id = None  # all answers have max_new tokens
+    prompts = work.prompts[:cfg.batch]
+    for unit in range(cfg.steps):
+        if ours:
+            uniform = reinforce.uniforms(unit, 0, range(cfg.batch), cfg.max_new)
+            reinforce.sample(policy, prompts, uniform, cfg.temperature, end=-1)  # -1: no token
+        else:
+            inputs, _ = reward.pad_batch(prompts, [[]] * cfg.batch, cfg.device)
+            del inputs["position_ids"]  # generate makes its own
+            policy.generate(**inputs, do_sample=True, temperature=cfg.temperature, top_k=0,
+                            top_p=1.0, max_new_tokens=cfg.max_new, pad_token_id=work.pad)
+        clock.done()
+
+
+def ours_step(cfg, work, clock, trunk="frozen", parts_in=None):
+    cfg = replace(cfg, precision=parts_in or cfg.precision)
+    policy = causal_model(cfg)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.lr)
+    if parts_in:
+        reinforce.answer_all = clock.timed(reinforce.answer_all, "sample")
+        reinforce.judge = clock.timed(reinforce.judge, "frozen pass")
+        reinforce.policy_gradient = clock.timed(reinforce.policy_gradient, "gradient")
+        optimizer.step = clock.timed(optimizer.step, "optimizer")
+    sft = causal_model(cfg).requires_grad_(False)
+    rm = torch.nn.Linear(sft.config.hidden_size, 1, device=cfg.device)
+    rm.layer = round(sft.config.num_hidden_layers * 2 / 3)
+    if trunk == "trained":
+        rm = whole_reward_model(cfg, work)
+    averages = [reinforce.Baseline("ema", cfg.decay, x) for x in (torch.zeros(()), torch.ones(1))]
+    state = reinforce.State(0, 1.0, torch.ones(1), *averages)
+    reinforce.train_policy(policy, optimizer, sft, rm.requires_grad_(False), work.prompts,
+                           work.keys, state, reward.Chat(cfg.sft), cfg, clock.done)
+
+
+def first_step(cfg, work, clock):
+    """As its main does it. `reinforce`, `reward` and the class of cfg are the first edition's."""
+    reward.keep_freed_memory()
+    cfg = replace(cfg, rm_micro=max(1, cfg.micro_batch // 2))  # pairs
+    policy = causal_model(cfg)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.lr, fused=True)
+    reference = reward.frozen(causal_model(cfg))
+    rm = reward.frozen(whole_reward_model(cfg, work))
+    reinforce.train_policy(policy, optimizer, reference, rm, work.prompts, work.keys, cfg, work.end,
+                           reinforce.fresh_state(cfg, 1.0, 0.0, [1.0]), clock.done)
+
+
+def trl_settings(cfg, work, size, micro):
+    return {"output_dir": work.scratch, "bf16": cfg.precision == "bf16", "report_to": "none",
+            "per_device_train_batch_size": min(size, micro), "gradient_checkpointing": False,
+            "gradient_accumulation_steps": max(1, size // micro), "disable_tqdm": True,
+            "use_cpu": cfg.device == "cpu", "dataloader_pin_memory": False,
+            "logging_strategy": "no", "save_strategy": "no"}
+
+
+def trl_step(cfg, work, clock):
+    from trl import RLOOConfig, RLOOTrainer
+    config = RLOOConfig(
+        num_generations=2, max_completion_length=cfg.max_new, temperature=cfg.temperature,
+        beta=cfg.beta, learning_rate=cfg.lr, max_steps=cfg.steps,
+        **trl_settings(cfg, work, cfg.batch, cfg.micro_batch))
+    clock.trainer = RLOOTrainer(
+        causal_model(cfg), whole_reward_model(cfg, work), config, Dataset.from_list(work.rows),
+        processing_class=work.tokenizer, reward_processing_classes=work.tokenizer,
+        callbacks=[clock])
+    clock.trainer.train()
+
+
+def ours_reward(cfg, work, clock, trunk):
+    cfg = replace(cfg, trunk=trunk, rm=f"{work.scratch}/{trunk}")
+    pairs = [reward.to_pair(row, "benchmark") for row in work.rows]
+    sft = causal_model(cfg).requires_grad_(False)
+    setup = reward.Setup(pairs, pairs, "benchmark", sft, reward.Chat(cfg.sft), {})
+    for _ in range(cfg.steps):
+        reward.get_reward_model(cfg, setup)
+        Path(cfg.rm, "metrics.json").unlink()  # now it is unfinished, and will be made again
+        clock.done()
+
+
+def trl_reward(cfg, work, clock):
+    from trl import RewardConfig, RewardTrainer
+    for _ in range(cfg.steps):
+        config = RewardConfig(learning_rate=cfg.rm_lr, max_length=cfg.max_len, num_train_epochs=1,
+                              **trl_settings(cfg, work, cfg.rm_batch, cfg.micro_batch // 2))
+        trainer = RewardTrainer(cfg.sft, config, train_dataset=Dataset.from_list(work.rows),
+                                processing_class=work.tokenizer)
+        trainer.train()
+        trainer.save_model(f"{work.scratch}/trl")
+        del trainer
+        clock.done()
+
+
+TASKS = {  # of contestants: functions of settings, inputs (see main) and a clock
+    "sample": {"ours": partial(sampling, ours=True), "generate": partial(sampling, ours=False)},
+    "step": {"ours": ours_step, "ours, whole reward model": partial(ours_step, trunk="trained"),
+             "RLOOTrainer": trl_step, "first edition": first_step},
+    "reward": {"ours, frozen": partial(ours_reward, trunk="frozen"),
+               "ours, trained": partial(ours_reward, trunk="trained"), "RewardTrainer": trl_reward},
+    "parts": {name: partial(ours_step, parts_in=name) for name in ("fp32", "bf16")}}
+
+
+def play(name, cfg, work, pipe):
+    sys.stdout = sys.stderr = open(f"{work.scratch}/log", "a", buffering=1)
+    TASKS[work.task][name](cfg, work, Clock(pipe, cfg.device.startswith("cuda")))
+
+
+def race(names, cfg, work):
+    """A table of units of work, done in turns: medians, times of the first contestant's, all."""
+    context = multiprocessing.get_context("spawn")
+    pipes = {}
+    for name in names:
+        os.environ["EDITION"] = work.first if name == "first edition" else ROOT
+        pipes[name], end = context.Pipe()
+        context.Process(target=play, args=(name, cfg, work, end), daemon=True).start()
+        end.close()  # so that recv() fails when that process has died
+    units = {name: [] for name in names}
+    for _ in range(cfg.steps):
+        for name, pipe in pipes.items():
+            pipe.send("go")
+            try:
+                units[name].append(pipe.recv())
+            except EOFError:
+                sys.exit(Path(work.scratch, "log").read_text() + f"\n{name} has died, see above")
+    facts = [*units[names[0]][0]]
+    base = statistics.median(unit["seconds"] for unit in units[names[0]][1:])
+    print("| contestant |", " | ".join(facts), "| ratio | seconds of each unit |")
+    print("|---" * (len(facts) + 3) + "|")
+    for name, (_, *each) in units.items():
+        median = {fact: statistics.median(unit[fact] for unit in each) for fact in facts}
+        numbers = [*median.values(), median["seconds"] / base]
+        print("|", name, "|", " | ".join(f"{x:.2f}" for x in numbers), "|",
+              " ".join(f"{unit['seconds']:.2f}" for unit in each), "|")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=("sample", "step", "reward", "parts",
-                                                    "precision"))
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--data")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--micro_batch", type=int, default=8)
-    parser.add_argument("--rm_micro", type=int, default=4)
-    parser.add_argument("--max_new", type=int, default=64)
-    parser.add_argument("--max_prompt", type=int, default=64)
-    parser.add_argument("--pairs", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--trl_bf16", action="store_true", help="TRL's default; ours stays float32")
-    parser.add_argument("--scratch", default="/tmp/bench")
-    args = parser.parse_args()
-    Path(args.scratch).mkdir(parents=True, exist_ok=True)
-    if args.worker:
-        return worker(args)
-    if args.task in ("parts", "precision"):
-        return globals()[args.task](args)
-    pairs = {"sample": ("ours_sample", "generate_sample"), "step": ("ours_step", "trl_step"),
-             "reward": ("ours_reward", "trl_reward")}
-    result = race(pairs[args.task], args, sys.argv[1:])
-    ours, theirs = (result[n] for n in pairs[args.task])
-    print(args.task, json.dumps(result))
-    print(f"{args.task}: {ours['seconds']:.2f} s against {theirs['seconds']:.2f} s: ratio "
-          f"{theirs['seconds'] / ours['seconds']:.2f}; memory {ours['memory_gib']:.2f} against "
-          f"{theirs['memory_gib']:.2f} GiB" + (
-              f"; training at {ours['share']:.0%} of the matrix-product limit"
-              if ours["share"] else ""))
+    parser = transformers.HfArgumentParser(reinforce.ReinforceConfig, usage=__doc__)
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--first", metavar="FOLDER", help="step: also the first edition there")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="contestants (default: all)")
+    parser.add_argument("--repeats", type=int, default=5, help="units that count")
+    parser.add_argument("--force", action="store_true", help="bf16 even where it is emulated")
+    cfg, work = parser.parse_args_into_dataclasses()
+    if work.first and (work.task, cfg.precision, cfg.device) != ("step", "fp32", "cpu"):
+        parser.error("the first edition takes part in `step`, in fp32 on a CPU")
+    names = [n for n in work.only or TASKS[work.task] if n != "first edition" or work.first]
+    if not (work.force or reward.has_bf16(cfg.device)):
+        print("no bf16: this processor has no instructions for it; --force has it emulated")
+        names = [name for name in names if name != "bf16"]
+        if cfg.precision == "bf16":
+            sys.exit(2)
+    cfg = replace(cfg, level=1, lr=1e-6, steps=work.repeats + 1, val_pairs=1,
+                  sft=reward.find_sft(cfg), data=cfg.data or reward.BUNDLED_DATA)
+    chat = reward.Chat(cfg.sft)
+    chat.tokenizer.pad_token_id = chat.pad  # not the end, where a reward model reads its score
+    work.end, work.pad, work.tokenizer = chat.end, chat.pad, chat.tokenizer
+    pairs = {p.key: p for p in reward.load_pairs(cfg)[0] if all(p.finished) and cfg.max_len > len(
+        [*chat.prompt(p.messages), *chat.answer(p.chosen + p.rejected), chat.end])}  # none is cut
+    pairs = list(pairs.values())[:cfg.pairs]  # one a prompt
+    work.prompts, work.keys = reinforce.usable_prompts(chat, pairs, cfg, "prompts")
+    work.rows = [{"prompt": p.messages, "chosen": [{"role": "assistant", "content": p.chosen}],
+                  "rejected": [{"role": "assistant", "content": p.rejected}]} for p in pairs]
+    print(f"{cfg.precision}, {torch.get_num_threads()} threads, load average {os.getloadavg()}")
+    with tempfile.TemporaryDirectory() as work.scratch:
+        race(names, cfg, work)
 
 
 if __name__ == "__main__":

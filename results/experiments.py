@@ -4,7 +4,8 @@
     python results/experiments.py sheets A train 40  # blind sheets for reader A, 40 requests each
     python results/experiments.py collect            # filled-in sheets -> rankings.jsonl
     python results/experiments.py bundle             # rankings.jsonl -> data/sample_pairs.jsonl.gz
-    python results/experiments.py heads              # reward models on pairs of samples, controls
+    python results/experiments.py heads              # frozen heads by what they are fitted to
+    python results/experiments.py record policy l1 runs/demo_pairs-level1    # -> runs.jsonl
 
 Samples, sheets and features go to runs/samples, which is not committed; rankings.jsonl, which holds
 the ranked answers themselves, and runs.jsonl, a line for each result, are.
@@ -24,9 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from reinforce import sample, uniforms  # noqa: E402
-from reward import (VAL_SHARE, Chat, Pair, RewardConfig, answer_mean, bootstrap,  # noqa: E402
-                    encode_pairs, find_sft, fit_head, group_means, held_out_loss, in_batches,
-                    load_model, load_pairs, pad_batch)
+from reward import (VAL_SHARE, Chat, Pair, RewardConfig, answer_features,  # noqa: E402
+                    encode_pairs, find_sft, fit_penalised, load_model, load_pairs, over_answers,
+                    prompt_weights, validate)
 
 WORK = ROOT / "runs" / "samples"
 RANKINGS = ROOT / "results" / "rankings.jsonl"
@@ -176,3 +177,79 @@ def bundle():
                           "rejected": row["answers"][j], "chosen_finished": row["finished"][i],
                           "rejected_finished": row["finished"][j], "topic": row["topic"]}
                 file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
+
+
+# ----- reward models: what they are fitted to, and on which pairs they are right -----
+
+def all_features(layer=20):
+    """Both parts' encoded pairs, the features (N, D) of all their answers and the pairs' rows; kept
+    in WORK/features.pt, as they take minutes."""
+    cfg = RewardConfig()
+    sft, chat = load_sft()
+    train, val, _, _ = load_pairs(cfg)
+    encoded = [encode_pairs(chat, part, cfg, "pairs") for part in (train, val)]
+    path = WORK / "features.pt"
+
+    def features(prompt, answers):
+        return answer_features(sft, prompt, answers, layer)
+
+    if not path.exists():
+        WORK.mkdir(parents=True, exist_ok=True)
+        torch.save([over_answers(features, part) for part in encoded], path)
+    return train, val, encoded, torch.load(path)
+
+
+def heads(bootstraps=5):
+    """Frozen heads of both levels, fitted to written pairs, to samples, to both, to both with the
+    samples' order drawn by a coin, and to samples of fewer prompts -> runs.jsonl."""
+    train, val, (encoded, held_out), ((x, pairs), (x_val, pairs_val)) = all_features()
+    written = np.array([None not in p.ratings for p in train])
+    prompts = list(dict.fromkeys(e.key for e, w in zip(encoded, written) if not w))
+    coin = pairs.clone()
+    flip = torch.tensor(np.random.default_rng(0).random(len(pairs)) < 0.5) & torch.tensor(~written)
+    coin[flip] = coin[flip].flip(1)
+    arms = {"written": (written, pairs), "samples": (~written, pairs),
+            "both": (written | True, pairs), "both, samples by a coin": (written | True, coin)}
+    for n in (60, 125, 250, 500):
+        chosen = set(prompts[:n])
+        arms[f"written and samples of {n} prompts"] = (
+            written | np.array([e.key in chosen for e in encoded]), pairs)
+    for name, (mask, order) in arms.items():
+        for level, seed in itertools.product((1, 2), range(bootstraps if name == "both" else 1)):
+            cfg = RewardConfig(level=level, rm_seed=seed)
+            part = [e for e, m in zip(encoded, mask) if m]
+            weight = prompt_weights(part, seed)
+            keys = torch.tensor([e.key for e in part])
+            W, b, penalty = fit_penalised(x, order[torch.tensor(mask)], weight, keys % 5, cfg)
+            logits = x_val @ W + b
+            for kind in ("written", "samples"):
+                rows = [i for i, p in enumerate(val) if (None in p.ratings) == (kind == "samples")]
+                metrics = validate(logits[pairs_val[rows, 0]], logits[pairs_val[rows, 1]],
+                                   [held_out[i] for i in rows], cfg)
+                append_line(RUNS, {
+                    "kind": "reward", "name": f"{name}, level {level}, bootstrap {seed}",
+                    "pairs": kind, "penalty": penalty, "metrics": metrics})
+                print(name, level, seed, kind, penalty, metrics["accuracy"],
+                      metrics["accuracy_interval"], flush=True)
+
+
+def record(kind, name, folder):
+    """A finished run of reinforce.py (policy) or reward.py (reward) as a line of runs.jsonl."""
+    folder = Path(folder)
+    file = {"policy": "verdict", "reward": "metrics"}[kind]
+    result = json.loads((folder / f"{file}.json").read_text(encoding="utf-8"))
+    line = {"kind": kind, "name": name, file: result}
+    line["run"] = json.loads((folder / "config.json").read_text(encoding="utf-8"))["run"]
+    if kind == "policy":
+        line["steps"] = read_lines(folder / "metrics.jsonl")
+    else:
+        line["pairs"] = "all"
+    append_line(RUNS, line)
+
+
+COMMANDS = {"samples": make_samples, "sheets": make_sheets, "collect": collect, "bundle": bundle,
+            "heads": heads, "record": record}
+
+if __name__ == "__main__":
+    command, *arguments = sys.argv[1:]
+    COMMANDS[command](*(int(a) if a.isdigit() else a for a in arguments))
