@@ -25,7 +25,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 CACHE = tempfile.TemporaryDirectory()
-os.environ |= {"HF_DATASETS_CACHE": CACHE.name, "HF_HUB_OFFLINE": "1"}  # read by the imports
+os.environ |= {"HF_DATASETS_CACHE": CACHE.name, "HF_HUB_OFFLINE": "1",  # read by the imports
+               "OMP_NUM_THREADS": "1"}  # all is tiny: threads would only wait for each other
 
 import numpy as np
 import pytest
