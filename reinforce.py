@@ -43,8 +43,7 @@ from transformers import DynamicCache
 from reward import (PROCESSES, RANK, InputError, RewardConfig, answer_mean, arithmetic, bootstrap,
                     check_room, claim_folder, encode_prompt, get_reward_model, in_batches,
                     length_batches, load_reward_model, mean_gradients, mean_over_processes,
-                    pad_batch, read_config, record_of, reward_settings, run_cli, setting, start,
-                    trunk_scores, write_whole)
+                    pad_batch, run_cli, setting, start, trunk_scores, write_whole)
 
 # ----- readouts: a distribution of scores (B, K) -> a reward (B,) -----
 
@@ -493,18 +492,16 @@ def main(cfg):
         raise InputError(f"batch is {cfg.batch}; give at most the {len(prompts)} training prompts, "
                          f"and a multiple of the {PROCESSES} processes")
     check_model(sft, chat, cfg)
-    made = cfg.rm and (Path(cfg.rm) / "metrics.json").exists()  # whatever its settings were
-    record = record_of(reward_settings(cfg, sft), setup.contents)
-    if made:
-        record = read_config(cfg.rm, setup.contents)
-    if record["level"] != cfg.level:
-        raise InputError(f"{cfg.rm} is of level {record['level']}, not {cfg.level}; give another "
-                         "--rm or --level")
-    contents = setup.contents | {"rm": record}
-    if claim_folder(out, vars(cfg), contents, "verdict.json"):
+    if cfg.rm and (Path(cfg.rm) / "metrics.json").exists():  # taken as it is
+        rm = load_reward_model(cfg.rm, setup, cfg.device)
+    else:
+        rm = get_reward_model(cfg, setup)
+    if rm.level != cfg.level:
+        raise InputError(f"{cfg.rm} is of level {rm.level}, not {cfg.level}; give another --rm or "
+                         "--level")
+    if claim_folder(out, vars(cfg), setup.contents | {"rm": rm.digest}, "verdict.json"):
         print("finished before:", verdict_line(json.loads((out / "verdict.json").read_text())))
         return
-    rm = load_reward_model(cfg.rm, setup, cfg.device) if made else get_reward_model(cfg, setup)
 
     # policy, optimizer and averages, new or from the checkpoint
     policy = copy.deepcopy(sft).requires_grad_(True)

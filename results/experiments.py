@@ -1,10 +1,11 @@
 """The data and the experiments behind REPORT.md, one command each (run.sh has them in order).
 
     python results/experiments.py samples            # four SFT answers to every prompt
-    python results/experiments.py sheets A train 40  # blind sheets for reader A, 40 requests each
+    python results/experiments.py sheets A train     # blind sheets for reader A, 40 requests each
     python results/experiments.py collect            # filled-in sheets -> rankings.jsonl
     python results/experiments.py bundle             # rankings.jsonl -> data/sample_pairs.jsonl.gz
-    python results/experiments.py heads              # frozen heads by what they are fitted to
+    python results/experiments.py heads 1            # frozen heads of level 1 -> runs.jsonl
+    python results/experiments.py duels runs/eval.json A sft l1    # sheets of two policies
     python results/experiments.py record policy l1 runs/demo_pairs-level1    # -> runs.jsonl
 
 Samples, sheets and features go to runs/samples, which is not committed; rankings.jsonl, which holds
@@ -24,14 +25,18 @@ from transformers import AutoModelForCausalLM
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from reinforce import sample, uniforms  # noqa: E402
+from reinforce import pick_logprobs, sample, uniforms  # noqa: E402
 from reward import (VAL_SHARE, Chat, Pair, RewardConfig, answer_features,  # noqa: E402
-                    encode_pairs, find_sft, fit_penalised, load_model, load_pairs, over_answers,
-                    prompt_weights, validate)
+                    answer_mean, distributional_loss, encode_pairs, find_sft, fit_penalised,
+                    group_means, hash_words, held_out_loss, load_model, load_pairs, load_reward_model,
+                    over_answers, pad_batch, prompt_weights, start, trunk_scores, validate)
 
 WORK = ROOT / "runs" / "samples"
 RANKINGS = ROOT / "results" / "rankings.jsonl"
+SHEETS = ROOT / "results" / "sheets.jsonl"
 RUNS = ROOT / "results" / "runs.jsonl"
+LETTERS = "ABCD"
+END = "<|im_end|>"
 TEMPERATURES = (0.7, 0.7, 0.4, 0.4)
 SAMPLE_STEP = 2**31 + 10  # of `uniforms`: + 0..3, one for each answer
 MAX_NEW = 64
@@ -95,9 +100,27 @@ def make_samples(batch=24):
         print(f"{i + len(part)} of {len(todo)} prompts", flush=True)
 
 
-def make_sheets(reader, part, size):
+def write_sheets(name, rows, reader, size=40):
+    """Blind sheets of requests with their answers, in drawn order, and the keys that tell it."""
+    for start in range(0, len(rows), size):
+        text = []
+        key = {}
+        for number, row in enumerate(rows[start:start + size], 1):
+            rng = np.random.default_rng([ord(reader), hash_words([row["prompt"]])])
+            order = rng.permutation(len(row["answers"])).tolist()
+            key[number] = {**row, "reader": reader, "order": order}
+            text.append(f"## {number}\n\nRequest: {row['prompt']}\n")
+            for letter, j in zip(LETTERS, order):
+                cut = "" if row["finished"][j] else " [CUT]"
+                text.append(f"{letter}: {row['answers'][j].strip()}{cut}\n")
+        sheet = WORK / f"{name}-{reader}-{start // size:02d}.md"
+        sheet.write_text("\n".join(text), encoding="utf-8")
+        sheet.with_suffix(".key.json").write_text(json.dumps(key), encoding="utf-8")
+
+
+def make_sheets(reader, part):
     """Sheets of the prompts of a part (train, or the held-out ones that two readers rank) that this
-    reader (of the training part: any reader) has not ranked; the order of answers is drawn."""
+    reader (of the training part: any reader) has not ranked."""
     pairs = all_prompts()
     ranked = {(r["prompt"], r["reader"]) for r in read_lines(RANKINGS)}
     rows = [r for r in read_lines(WORK / "samples.jsonl")
@@ -106,27 +129,27 @@ def make_sheets(reader, part, size):
     if part != "train":
         rows = rows[:DOUBLE]
     rows = [r for r in rows if (r["prompt"], reader) not in ranked]
-    for start in range(0, len(rows), size):
-        name = f"{part}-{reader}-{len(list(WORK.glob('*.md'))):03d}"
-        text = []
-        key = {}
-        for number, row in enumerate(rows[start:start + size], 1):
-            rng = np.random.default_rng([ord(reader), pairs[row["prompt"]].key])
-            order = rng.permutation(4).tolist()
-            key[number] = {**row, "reader": reader, "order": order}
-            text.append(f"## {number}\n\nRequest: {row['prompt']}\n")
-            for letter, j in zip("ABCD", order):
-                cut = "" if row["finished"][j] else " [CUT]"
-                text.append(f"{letter}: {row['answers'][j].strip()}{cut}\n")
-        (WORK / f"{name}.md").write_text("\n".join(text), encoding="utf-8")
-        (WORK / f"{name}.key.json").write_text(json.dumps(key), encoding="utf-8")
+    write_sheets(f"{part}-{len(ranked)}", rows, reader)
 
 
-def read_ranking(line):
+def make_duels(evaluation, reader, first, second, prompts=64):
+    """Sheets of two policies' answers of one evaluation (the json of eval.py, its first seed)."""
+    result = json.loads(Path(evaluation).read_text(encoding="utf-8"))
+    texts = {pair.key: text for text, pair in all_prompts().items()}
+    rows = []
+    for i, key in enumerate(result["prompts"][:prompts]):
+        both = [result["answers"][name][0][i] for name in (first, second)]
+        rows.append({"prompt": texts[key], "arms": [first, second],
+                     "answers": [text.removesuffix(END) for text in both],
+                     "finished": [text.endswith(END) for text in both]})
+    write_sheets(f"{first}-{second}", rows, reader)
+
+
+def read_ranking(line, answers=4):
     """`B>A=D>C` -> the place of each letter, best 0: {"B": 0, "A": 1, "D": 1, "C": 2}."""
     letters = line[0::2]
-    if sorted(letters) != list("ABCD") or set(line[1::2]) - set(">="):
-        raise ValueError(f"{line!r} ranks no four answers")
+    if sorted(letters) != list(LETTERS[:answers]) or set(line[1::2]) - set(">="):
+        raise ValueError(f"{line!r} ranks no {answers} answers")
     places = {letters[0]: 0}
     for sign, letter in zip(line[1::2], letters[1:]):
         places[letter] = max(places.values()) + (sign == ">")
@@ -134,17 +157,18 @@ def read_ranking(line):
 
 
 def collect():
-    """Sheets with a .ranked file (lines `17: B>A=D>C`) -> rankings.jsonl."""
-    have = {(r["prompt"], r["reader"]) for r in read_lines(RANKINGS)}
+    """Sheets with a .ranked file (lines `17: B>A=D>C`) -> rankings.jsonl; of duels sheets.jsonl."""
     for path in sorted(WORK.glob("*.ranked")):
         key = json.loads(path.with_suffix(".key.json").read_text(encoding="utf-8"))
         for number, line in re.findall(r"^(\d+): *(\S+)$", path.read_text(), re.M):
             row = key[number]
-            if (row["prompt"], row["reader"]) in have:
-                continue
-            places = read_ranking(line)
-            letter_of = {j: letter for letter, j in zip("ABCD", row.pop("order"))}
-            append_line(RANKINGS, {**row, "places": [places[letter_of[j]] for j in range(4)]})
+            order = row.pop("order")
+            places = read_ranking(line, len(order))
+            letter_of = {j: letter for letter, j in zip(LETTERS, order)}
+            row["places"] = [places[letter_of[j]] for j in range(len(order))]
+            target = SHEETS if "arms" in row else RANKINGS
+            if row not in read_lines(target):
+                append_line(target, row)
 
 
 def ordered_pairs(ranking):
@@ -181,56 +205,170 @@ def bundle():
 
 # ----- reward models: what they are fitted to, and on which pairs they are right -----
 
-def all_features(layer=20):
-    """Both parts' encoded pairs, the features (N, D) of all their answers and the pairs' rows; kept
-    in WORK/features.pt, as they take minutes."""
+LAYERS = (10, 15, 20, 25)  # of 30
+WIDTH = 576                # columns of features: LAYERS averaged over the answer, the last token of
+LAST, LOGPROB, LENGTH, FINISHED = (WIDTH * len(LAYERS) + i for i in (0, WIDTH, WIDTH + 1, WIDTH + 2))
+# layer 20, then the SFT model's mean log-prob at 0.7, tokens, and whether the answer ends
+
+
+def make_features(sft, end, prompt, answers):
+    """(n, 5 WIDTH + 3) of n answers to one prompt, by one pass of the whole SFT model."""
+    inputs, mask = pad_batch([prompt] * len(answers), answers, "cpu")
+    T = mask.shape[1]
+    output = sft(**inputs, use_cache=False, output_hidden_states=True, logits_to_keep=T + 1)
+    logp = pick_logprobs(output.logits, inputs["input_ids"], mask, 0.7)
+    length = mask.sum(1)
+    last = output.hidden_states[20][range(len(answers)), length - T - 1]
+    ended = torch.tensor([[float(a[-1] == end)] for a in answers])
+    return torch.cat([*(answer_mean(output.hidden_states[layer], mask) for layer in LAYERS), last,
+                      (logp.sum(1) / length)[:, None], length[:, None], ended], 1)
+
+
+def load_features():
+    """The pairs of both parts (train, val), each as (pairs, encoded, features (N, D), rows (B, 2)).
+    Features are kept in WORK/features.pt, as they take half an hour."""
     cfg = RewardConfig()
     sft, chat = load_sft()
-    train, val, _, _ = load_pairs(cfg)
-    encoded = [encode_pairs(chat, part, cfg, "pairs") for part in (train, val)]
     path = WORK / "features.pt"
+    known = torch.load(path) if path.exists() else {}
 
     def features(prompt, answers):
-        return answer_features(sft, prompt, answers, layer)
+        names = [str((prompt, answer)) for answer in answers]
+        if not all(name in known for name in names):
+            known.update(zip(names, make_features(sft, chat.end, prompt, answers)))
+            if len(known) % 100 < 4:
+                torch.save(known, path)
+        return torch.stack([known[name] for name in names])
 
-    if not path.exists():
-        WORK.mkdir(parents=True, exist_ok=True)
-        torch.save([over_answers(features, part) for part in encoded], path)
-    return train, val, encoded, torch.load(path)
+    parts = []
+    for pairs in load_pairs(cfg)[:2]:
+        encoded = encode_pairs(chat, pairs, cfg.max_len, "pairs")
+        parts.append((pairs, encoded, *over_answers(features, encoded)))
+    torch.save(known, path)
+    return parts
 
 
-def heads(bootstraps=5):
-    """Frozen heads of both levels, fitted to written pairs, to samples, to both, to both with the
-    samples' order drawn by a coin, and to samples of fewer prompts -> runs.jsonl."""
-    train, val, (encoded, held_out), ((x, pairs), (x_val, pairs_val)) = all_features()
-    written = np.array([None not in p.ratings for p in train])
-    prompts = list(dict.fromkeys(e.key for e, w in zip(encoded, written) if not w))
-    coin = pairs.clone()
-    flip = torch.tensor(np.random.default_rng(0).random(len(pairs)) < 0.5) & torch.tensor(~written)
-    coin[flip] = coin[flip].flip(1)
-    arms = {"written": (written, pairs), "samples": (~written, pairs),
-            "both": (written | True, pairs), "both, samples by a coin": (written | True, coin)}
-    for n in (60, 125, 250, 500):
+def is_written(pairs):
+    return np.array([None not in p.ratings for p in pairs])
+
+
+def record_heldout(name, level, logits, part, **more):
+    """One line of runs.jsonl: on which held-out pairs the outputs (N, K) for the answers of a part
+    are right: accuracy by prompt on written pairs and on pairs of samples, of one temperature and
+    of two; and how its scores go with length and end on samples."""
+    pairs, encoded, x, rows = part
+    temperatures = {}
+    for prompt, rankings in by_prompt().items():
+        for i, j in agreed_pairs(rankings):
+            answers = rankings[0]["answers"]
+            temperatures[prompt, answers[i], answers[j]] = TEMPERATURES[i] == TEMPERATURES[j]
+    written = is_written(pairs)
+    same = np.array([temperatures.get((p.messages[0]["content"], p.chosen, p.rejected), False)
+                     for p in pairs])
+    kinds = {"written": written, "samples": ~written, "one temperature": ~written & same,
+             "two temperatures": ~written & ~same}
+    line = {"kind": "reward", "name": name, "level": level, **more, "accuracy": {}}
+    z_w, z_l = logits[rows[:, 0]], logits[rows[:, 1]]
+    for kind, mask in kinds.items():
+        if mask.any():
+            chosen = [e for e, m in zip(encoded, mask) if m]
+            metrics = validate(z_w[mask], z_l[mask], chosen, RewardConfig(level=level))
+            right = (preference(z_w[mask], z_l[mask]) + 1) / 2
+            by_key = group_means(right, [e.key for e in chosen])
+            line["accuracy"][kind] = {str(key): round(a, 4) for key, a in by_key.items()}
+            line[kind] = {m: metrics[m] for m in ("loss", "chance_loss", "calibration_error",
+                                                  "accuracy", "accuracy_interval")}
+    score = logits[:, 0] if level == 1 else logits.softmax(-1) @ torch.arange(1.0, 11)
+    answers = rows[~written].unique()
+    for sign, column in (("length", LENGTH), ("finished", FINISHED)):
+        both = torch.stack([score[answers].float(), x[answers, column]])
+        line["correlation with " + sign] = torch.corrcoef(both)[0, 1].item()
+    append_line(RUNS, line)
+    print(name, level, {kind: round(np.mean([*a.values()]), 3)
+                        for kind, a in line["accuracy"].items()}, more, flush=True)
+
+
+def preference(z_w, z_l):
+    """1 where the first of two outputs (B, K) is preferred, -1 where the second, 0 at a tie."""
+    if z_w.shape[1] == 1:
+        return torch.sign(z_w - z_l)[:, 0].numpy()
+    win = (-distributional_loss(z_w.double(), z_l.double())).exp() - 0.5
+    return torch.sign(win * (win.abs() > 1e-6)).numpy()
+
+
+def fit_and_record(name, level, train, val, columns, mask, order, seed=0):
+    """A frozen head on some columns of features, fitted to the pairs of `mask` in an order."""
+    cfg = RewardConfig(level=level, rm_seed=seed)
+    part = [e for e, m in zip(train[1], mask) if m]
+    folds = torch.tensor([e.key % 5 for e in part])
+    x = train[2][:, columns]
+    rows = order[torch.tensor(mask)]
+    weight = prompt_weights(part, seed)
+    W, b, penalty = fit_penalised(x, rows, weight, folds, cfg)
+    z = (x - x.mean(0)) / x.std(0).clamp(min=1e-6)
+    loss = held_out_loss(z, rows, weight, folds, cfg, penalty)
+    ranked = {e.key for e, w in zip(part, is_written([p for p, m in zip(train[0], mask) if m]))
+              if not w}
+    record_heldout(name, level, val[2][:, columns] @ W + b, val, bootstrap=seed, penalty=penalty,
+                   fold_loss=loss, ranked_prompts=len(ranked))
+
+
+def layer_columns(*layers):
+    return sum(([*range(LAYERS.index(n) * WIDTH, (LAYERS.index(n) + 1) * WIDTH)] for n in layers), [])
+
+
+def heads(level):
+    """Frozen heads of one level -> runs.jsonl: by what they are fitted to, by the number of ranked
+    prompts, and (level 1) by their features."""
+    train, val = load_features()
+    written = is_written(train[0])
+    rows = train[3]
+    prompts = list(dict.fromkeys(e.key for e, w in zip(train[1], written) if not w))
+    coin = rows.clone()
+    flip = np.random.default_rng(0).random(len(rows)) < 0.5
+    coin[flip & ~written] = coin[flip & ~written].flip(1)
+    everything = written | True
+    default = layer_columns(20)
+    for name, mask, order in (("written pairs", written, rows), ("samples", ~written, rows),
+                              ("both, samples by a coin", everything, coin)):
+        fit_and_record(name, level, train, val, default, mask, order)
+    for seed in range(5):
+        fit_and_record("both", level, train, val, default, everything, rows, seed)
+    for n in (60, 125, 250, 500, 1000):
         chosen = set(prompts[:n])
-        arms[f"written and samples of {n} prompts"] = (
-            written | np.array([e.key in chosen for e in encoded]), pairs)
-    for name, (mask, order) in arms.items():
-        for level, seed in itertools.product((1, 2), range(bootstraps if name == "both" else 1)):
-            cfg = RewardConfig(level=level, rm_seed=seed)
-            part = [e for e, m in zip(encoded, mask) if m]
-            weight = prompt_weights(part, seed)
-            keys = torch.tensor([e.key for e in part])
-            W, b, penalty = fit_penalised(x, order[torch.tensor(mask)], weight, keys % 5, cfg)
-            logits = x_val @ W + b
-            for kind in ("written", "samples"):
-                rows = [i for i, p in enumerate(val) if (None in p.ratings) == (kind == "samples")]
-                metrics = validate(logits[pairs_val[rows, 0]], logits[pairs_val[rows, 1]],
-                                   [held_out[i] for i in rows], cfg)
-                append_line(RUNS, {
-                    "kind": "reward", "name": f"{name}, level {level}, bootstrap {seed}",
-                    "pairs": kind, "penalty": penalty, "metrics": metrics})
-                print(name, level, seed, kind, penalty, metrics["accuracy"],
-                      metrics["accuracy_interval"], flush=True)
+        few = np.array([e.key in chosen for e in train[1]])
+        fit_and_record(f"both, {n} ranked prompts", level, train, val, default, written | few, rows)
+    if level == 1:
+        last = [*range(LAST, LAST + WIDTH)]
+        for name, columns in (
+                ("layer 10", layer_columns(10)), ("layer 15", layer_columns(15)),
+                ("layer 25", layer_columns(25)), ("layers 15, 20, 25", layer_columns(15, 20, 25)),
+                ("last token of layer 20", last), ("layer 20 and its last token", default + last),
+                ("layer 20 and mean log-prob", [*default, LOGPROB])):
+            fit_and_record("both, " + name, level, train, val, columns, everything, rows)
+
+
+def controls():
+    """What needs no reader, on the held-out pairs -> runs.jsonl."""
+    _, val = load_features()
+    x = val[2]
+    for name, score in (("shorter", -x[:, LENGTH]), ("finished", x[:, FINISHED]),
+                        ("mean log-prob of the SFT model", x[:, LOGPROB])):
+        record_heldout(name, 1, score[:, None], val)
+
+
+def held_out(name, folder):
+    """A reward model made by reward.py or reinforce.py, on the held-out pairs -> runs.jsonl."""
+    _, val = load_features()
+    setup = start(RewardConfig())
+    rm = load_reward_model(folder, setup, "cpu")
+
+    def scores(prompt, answers):
+        if isinstance(rm, torch.nn.Linear):
+            return rm(answer_features(setup.sft, prompt, answers, rm.layer))
+        return trunk_scores(rm, [prompt] * len(answers), answers)
+
+    record_heldout(name, rm.level, over_answers(scores, val[1])[0], val)
 
 
 def record(kind, name, folder):
@@ -247,8 +385,8 @@ def record(kind, name, folder):
     append_line(RUNS, line)
 
 
-COMMANDS = {"samples": make_samples, "sheets": make_sheets, "collect": collect, "bundle": bundle,
-            "heads": heads, "record": record}
+COMMANDS = {"samples": make_samples, "sheets": make_sheets, "duels": make_duels, "collect": collect, "bundle": bundle,
+            "heads": heads, "controls": controls, "held_out": held_out, "record": record}
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]

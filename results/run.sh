@@ -5,15 +5,17 @@ cd "$(dirname "$0")/.."
 
 data() {      # prompts are in data/; sheets are read by readers between `sheets` and `collect`
   python results/experiments.py samples
-  python results/experiments.py sheets A train 40
-  python results/experiments.py sheets A held-out 40
-  python results/experiments.py sheets B held-out 40
+  python results/experiments.py sheets A train
+  python results/experiments.py sheets A held-out
+  python results/experiments.py sheets B held-out
   python results/experiments.py collect
   python results/experiments.py bundle
 }
 
 rewards() {
-  python results/experiments.py heads
+  python results/experiments.py controls
+  python results/experiments.py heads 1
+  python results/experiments.py heads 2
 }
 
 main() {      # the README's command, both levels

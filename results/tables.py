@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
+PAGES = ("README.md", "REPORT.md", "data/README.md")
 ANGLE = np.linspace(-math.pi / 2, math.pi / 2, 20_001)
 
 
@@ -126,18 +127,102 @@ def policies_table():
                      "share that end"], rows)
 
 
-def rewards_table():
-    """A row for each reward model: what validation says, and on which pairs."""
+PAIRS = ("samples", "one temperature", "two temperatures", "written")
+
+
+def reward_lines():
+    return [run for run in read_lines("runs.jsonl") if run["kind"] == "reward"]
+
+
+def accuracies(lines, kind):
+    """(S, N): accuracy of S reward models on each of the same N held-out prompts."""
+    keys = lines[0]["accuracy"][kind]
+    return np.array([[line["accuracy"][kind][key] for key in keys] for line in lines])
+
+
+def reward_table(chosen, columns=PAIRS):
+    """A row for each name (and level) among the reward models that are `chosen` by their line: on
+    which held-out pairs it is right; several bootstraps or seeds are averaged."""
+    groups = {}
+    for line in reward_lines():
+        if chosen(line):
+            groups.setdefault((line["name"], line["level"]), []).append(line)
     rows = []
-    for run in read_lines("runs.jsonl"):
-        if run["kind"] != "reward":
+    for (name, level), lines in groups.items():
+        more = f" ({len(lines)})" if len(lines) > 1 else ""
+        cells = [cell(a.mean(), interval(a)) for a in (accuracies(lines, k) for k in columns)]
+        rows.append([name + more, str(level), *cells])
+    return markdown(["fitted to", "level", *columns], rows)
+
+
+def is_control(line):
+    return "bootstrap" not in line and "trunk" not in line
+
+
+def is_feature(line):
+    return line["name"].startswith("both, la")
+
+
+def is_curve(line):
+    return line["name"].endswith("ranked prompts")
+
+
+def rewards_table():
+    return reward_table(lambda line: not is_feature(line) and not is_curve(line))
+
+
+def features_table():
+    """Level-1 heads on other features; the loss is on training prompts left out."""
+    lines = [x for x in reward_lines() if x["level"] == 1 and (
+        is_feature(x) or x["name"] == "both" and x["bootstrap"] == 0)]
+    rows = [[x["name"].replace("both, ", "") if "," in x["name"] else "layer 20 (default)",
+             f"{x['fold_loss']:.4f}", f"{x['penalty']:g}",
+             *(cell(a.mean(), interval(a)) for a in (accuracies([x], k) for k in PAIRS[::3]))]
+            for x in sorted(lines, key=lambda x: x["fold_loss"])]
+    return markdown(["features", "loss in cross-validation", "penalty", *PAIRS[::3]], rows)
+
+
+def gains_table():
+    """Paired differences of accuracy on held-out pairs of samples and on written ones."""
+    both = {level: [x for x in reward_lines() if x["name"] == "both" and x["level"] == level]
+            for level in (1, 2)}
+    rows = []
+    for line in reward_lines():
+        others = [x for x in reward_lines() if (x["name"], x["level"]) == (
+            line["name"], line["level"])]
+        if line["name"] == "both" or is_feature(line) or is_curve(line) or line is not others[0]:
             continue
-        m = run["metrics"]
-        rows.append([run["name"], run["pairs"], cell(m["accuracy"], m["accuracy_interval"]),
-                     cell(m["longer_accuracy"], m["longer_accuracy_interval"]),
-                     f"{m['loss']:.3f} ({m['chance_loss']:.3f})", f"{m['calibration_error']:.3f}"])
-    return markdown(["reward model", "held-out pairs", "accuracy", "longer answer",
-                     "loss (chance)", "calibration error"], rows)
+        for level in (1, 2) if is_control(line) else (line["level"],):
+            cells = []
+            for kind in PAIRS[::3]:
+                a = accuracies(both[level], kind)
+                difference = a - accuracies(others, kind).mean(0)
+                cells.append(cell(difference.mean(), interval(difference), "+"))
+            rows.append([f"both minus {line['name']}", str(level), *cells])
+    return markdown(["paired difference", "level", *PAIRS[::3]], rows)
+
+
+def draw_learning(path):
+    """Accuracy on held-out pairs of samples by the number of ranked training prompts."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for level, color in ((1, "tab:blue"), (2, "tab:orange")):
+        points = []
+        for line in reward_lines():
+            n = 0 if line["name"] == "written pairs" else line.get("ranked_prompts")
+            if line["level"] == level and n is not None and line["bootstrap"] == 0:
+                a = accuracies([line], "samples")
+                points.append((n, a.mean(), *interval(a)))
+        n, mean, low, high = np.array(sorted(points)).T
+        axis.plot(n, mean, "o-", color=color, label=f"level {level}")
+        axis.fill_between(n, low, high, color=color, alpha=0.15)
+    axis.set_xscale("symlog", linthresh=60)
+    axis.set(xlabel="ranked training prompts (four answers each), beside 340 written pairs",
+             ylabel="accuracy, held-out pairs of samples")
+    axis.legend()
+    figure.savefig(path, dpi=100)
 
 
 def verdicts(ranking):
@@ -157,25 +242,29 @@ def readers_table():
         if len(both) == 2:
             first += verdicts(both[0])
             second += verdicts(both[1])
-    cooler = []
+    shares = {}  # of the answer with the sign, over a prompt's pairs of which one has it
     for rankings in by_prompt.values():
         r = rankings[0]
-        pairs = [(i, j) for i in range(4) for j in range(4)
-                 if r["temperatures"][i] < r["temperatures"][j]]
-        signs = [np.sign(r["places"][j] - r["places"][i]) for i, j in pairs]
-        cooler.append(float(np.mean(signs)) / 2 + 0.5)
+        words = [len(answer.split()) for answer in r["answers"]]
+        for name, sign in (("at 0.4", r["temperatures"]), ("shorter", words),
+                           ("finished", [not x for x in r["finished"]])):
+            signs = [np.sign(r["places"][j] - r["places"][i])
+                     for i, j in itertools.permutations(range(4), 2) if sign[i] < sign[j]]
+            if signs:
+                shares.setdefault(name, []).append(float(np.mean(signs)) / 2 + 0.5)
     alike = sum(a == b != 0 for a, b in zip(first, second))
     opposite = sum(a == -b != 0 for a, b in zip(first, second))
-    values = np.array([cooler])
+    likes = [[f"preferred, of two of which one is {name}", cell(np.mean(a), interval([a]))]
+             for name, a in shares.items()]
     return markdown(["readers", "value"], [
-        ["prompts ranked, by two readers", f"{len(by_prompt)}, {len(first) // 6}"],
+        ["prompts ranked, of these by two readers", f"{len(by_prompt)}, {len(first) // 6}"],
         ["pairs ordered alike, opposite, tied by one or both",
          f"{alike}, {opposite}, {len(first) - alike - opposite}"],
-        ["kappa (better, tied, worse)", f"{kappa(first, second):.2f}"],
-        ["an answer at 0.4 preferred to one at 0.7", cell(values.mean(), interval(values))]])
+        ["kappa (better, tied, worse)", f"{kappa(first, second):.2f}"], *likes])
 
 
-TABLES = {"policies": policies_table, "rewards": rewards_table, "readers": readers_table}
+TABLES = {"policies": policies_table, "rewards": rewards_table, "features": features_table,
+          "gains": gains_table, "readers": readers_table}
 
 
 def with_tables(text):
@@ -186,9 +275,10 @@ def with_tables(text):
 
 
 def main():
-    for name in ("README.md", "REPORT.md"):
+    for name in PAGES:
         path = HERE.parent / name
         path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+    draw_learning(HERE / "learning.png")
 
 
 if __name__ == "__main__":
