@@ -24,8 +24,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from reinforce import (EVAL_STEP, READOUTS, answer_all, compare, judge, read_scores,
-                       token_logprobs, usable_prompts)
-from reward import (InputError, complete, in_batches, load_model, load_reward_model, read_config,
+                       sequence_logprobs, usable_prompts)
+from reward import (InputError, check_room, complete, load_model, load_reward_model, read_config,
                     run_cli, setting, start, write_whole)
 
 
@@ -91,27 +91,28 @@ def named_policies(cfg, contents):
             raise InputError(f"policy {item!r}: give NAME=RUN, each NAME once (not sft), and RUN "
                              "a folder that reinforce.py has finished")
         made = read_config(run, contents)
-        for part, here in (("data", contents["data"]), ("temperature", cfg.temperature)):
-            if made[part] != here:
+        here = {"data_digest": contents["data_digest"], "temperature": cfg.temperature,
+                "max_prompt": cfg.max_prompt, "max_new": cfg.max_new}
+        for part, value in here.items():
+            if made[part] != value:
                 raise InputError(f"policy {name} was made with {part} {made[part]}, here it is "
-                                 f"{here}; give --{part} as it was")
+                                 f"{value}; give --{part.removesuffix('_digest')} as it was")
         policies[name] = run
     return policies
 
 
 def evaluate_policy(policy, sft, prompts, keys, end, cfg):
     """({statistic: value}, answers [S][N]). KL: mean of log pi/pi_ref over the answers, in nats;
-    perplexity: exp of the mean -log pi_ref a token, how unlikely the SFT model finds the text."""
+    perplexity: exp of the mean -log pi_ref a token (at the temperature): how unlikely the SFT
+    model finds the text."""
     answers = []
     logp = []
     ref_logp = []
     for seed in cfg.seeds:
         y = answer_all(policy, prompts, keys, seed, EVAL_STEP, cfg, end)
         answers.append(y)
-        for model, sums in ((policy, logp), (sft, ref_logp)):
-            def one_batch(p, a):
-                return token_logprobs(model, p, a, cfg.temperature).sum(1)
-            sums.append(in_batches(one_batch, prompts, y, cfg.micro_batch))      # (N,)
+        logp.append(sequence_logprobs(policy, prompts, y, cfg))                  # (N,)
+        ref_logp.append(sequence_logprobs(sft, prompts, y, cfg))
     logp = torch.stack(logp)                                                     # (S, N)
     ref_logp = torch.stack(ref_logp)
     tokens = sum(len(a) for y in answers for a in y)
@@ -161,6 +162,7 @@ def main(cfg):
     setup = start(cfg)
     chat = setup.chat
     sft = setup.sft
+    check_room(sft, cfg.max_prompt + cfg.max_new, "max_prompt + max_new")
     policies = named_policies(cfg, setup.contents)
     rms = {Path(folder).name: load_reward_model(folder, setup, cfg.device) for folder in folders}
     prompts, keys = usable_prompts(chat, setup.val, cfg, "evaluation")

@@ -2,21 +2,23 @@
 
     python reinforce.py --level 2
 
-The whole answer y to a prompt x is one action. With r the reward model's score, the objective is
+The whole answer y to a prompt x is one action. The objective is, over prompts and answers,
 
-    E_{y ~ pi(.|x)} [ R(x, y) ],   R(x, y) = r(x, y) - beta log( pi(y|x) / pi_ref(y|x) )   (eq. 3)
+    E_{x} E_{y ~ pi(.|x)} [ R(x, y) ],  R(x, y) = r(x, y) - beta log( pi(y|x) / pi_ref(y|x) )  (3)
+    r(x, y) = score(x, y) / unit - eos_penalty [y does not end]
 
-and its gradient, from one answer a prompt and one update a batch, b the moving average of past R,
+with the reward model's score, and as unit the standard deviation of the SFT model's own scores. Its
+gradient, from one answer a prompt and one update a batch, b the moving average of past R, is
 
     mean over the batch of  (R(x, y) - b) grad log pi(y|x)                               (eqs. 6-8)
 
-pi is the model's softmax at a temperature, pi(.) = softmax(logits / temperature): the same one is
-sampled, trained and evaluated, and the reference pi_ref, the SFT model, has the same temperature.
-r is in units of the SFT model's own spread: the standard deviation of its answers' scores.
+No gradient goes through R, though pi is in it: E[grad log pi] = 0. pi is the model's softmax at a
+temperature, softmax(logits / temperature): the same one is sampled, trained and evaluated, and the
+reference pi_ref, the SFT model, has the same temperature.
 
 The command gets the SFT model and the pairs, makes the reward model of the level if it is not there
 yet, runs REINFORCE, lets the SFT model and the aligned one answer held-out prompts with the same
-random numbers, and says whether the held-out reward rose. The README says what to expect.
+random numbers, and says whether the held-out score rose. The README says what to expect.
 
 Left out, and why:
  1. Ratio, clipping, several epochs a batch (PPO, RLOOTrainer): with one update the ratio is 1.
@@ -85,7 +87,8 @@ READOUTS = {"mean": readout_mean, "variance": readout_variance, "entropy": reado
 
 
 def read_scores(logits, past, cfg):
-    """A reward model's outputs (B, K) -> scores (B,): the number if K = 1, else the readout."""
+    """A reward model's outputs (B, K) -> scores (B,): the number if K = 1, else the readout. Under
+    `win` scores of different steps have different yardsticks: past moves."""
     if logits.shape[1] == 1:
         return logits[:, 0]
     return READOUTS[cfg.readout](logits.softmax(-1), past, cfg.risk)
@@ -142,7 +145,7 @@ def uniforms(seed, step, keys, max_new):
 def draw(logits, uniform, temperature):
     """Tokens (B,): the inverse CDF of softmax(logits / temperature), (B, V), at uniform (B,)."""
     cdf = (logits.float() / temperature).softmax(-1).cumsum(-1)                  # (B, V)
-    point = uniform[:, None] * cdf[:, -1:]                                       # rounding: < 1
+    point = uniform[:, None] * cdf[:, -1:]  # the sum may be rounded below 1
     return torch.searchsorted(cdf, point, right=True)[:, 0].clamp(max=cdf.shape[1] - 1)
 
 
@@ -156,14 +159,14 @@ def sample(policy, prompts, uniform, temperature, end):
     ids, mask, positions = inputs.values()                                       # (B, P)
     uniform = uniform.to(policy.device)
     answers = torch.full(uniform.shape, end, device=policy.device)               # (B, T)
-    rows = torch.arange(len(prompts), device=policy.device)  # those that have not ended
+    rows = torch.arange(len(prompts), device=policy.device)  # of answers still in the batch
     cache = DynamicCache(config=policy.config)
     for t in range(uniform.shape[1]):
         logits = policy(input_ids=ids, attention_mask=mask, position_ids=positions,
                         past_key_values=cache, logits_to_keep=1).logits[:, -1]   # (rows, V)
         token = draw(logits, uniform[rows, t], temperature)
         answers[rows, t] = token
-        if t % 8 == 7:
+        if t % 8 == 7:  # not each time, as it copies the cache; what stands behind an end is cut
             going = (answers[rows, :t + 1] != end).all(1).nonzero()[:, 0]
             if len(going) == 0:
                 break
@@ -178,8 +181,8 @@ def sample(policy, prompts, uniform, temperature, end):
 
 def answer_all(policy, prompts, keys, seed, step, cfg, end):
     """An answer to each of N prompts, sampled in batches of similar length, in their order."""
-    if cfg.precision == "bf16":
-        policy = copy.deepcopy(policy).to(torch.bfloat16)  # half the weights to read a token
+    if cfg.precision == "bf16":  # half the weights to read a token; pi up to bfloat16 rounding
+        policy = copy.deepcopy(policy).to(torch.bfloat16)
     answers = [None] * len(prompts)
     for part in length_batches(prompts, [[]] * len(prompts), 4 * cfg.micro_batch):
         uniform = uniforms(seed, step, [keys[i] for i in part], cfg.max_new)
@@ -203,35 +206,40 @@ def token_logprobs(model, prompts, answers, temperature):
     return pick_logprobs(output.logits, inputs["input_ids"], mask, temperature)
 
 
-def judge_batch(rm, sft, prompts, answers, cfg, precision):
-    """(B, K + 1): the reward model's outputs and, last, log pi_ref(y|x), from one pass of the
-    frozen SFT model where it is the reward model's trunk too."""
-    inputs, mask = pad_batch(prompts, answers, sft.device)
-    with arithmetic(cfg, precision):
-        output = sft(**inputs, use_cache=False, logits_to_keep=mask.shape[1] + 1,
-                     output_hidden_states=True)
-        if not isinstance(rm, torch.nn.Linear):
-            scores = trunk_scores(rm, prompts, answers)                          # (B, K)
-    if isinstance(rm, torch.nn.Linear):
-        scores = rm(answer_mean(output.hidden_states[rm.layer], mask))           # (B, K)
-    ref_logp = pick_logprobs(output.logits, inputs["input_ids"], mask, cfg.temperature).sum(1)
-    return torch.cat([scores, ref_logp[:, None]], 1)
+def sequence_logprobs(model, prompts, answers, cfg):
+    """log pi(y|x) of N answers, (N,) on the CPU."""
+    def one_batch(p, a):
+        return token_logprobs(model, p, a, cfg.temperature).sum(1)
+    return in_batches(one_batch, prompts, answers, cfg.micro_batch)
 
 
 def judge(rm, sft, prompts, answers, cfg, precision="fp32"):
-    """N answers -> the reward model's outputs (N, K) and log pi_ref(y|x) (N,), on the CPU."""
+    """N answers -> the reward model's outputs (N, K) and log pi_ref(y|x) (N,), on the CPU; in
+    float32 wherever a number is reported, in cfg.precision in training.
+
+    One pass of the frozen SFT model gives both where it is the reward model's trunk too."""
     def one_batch(p, a):
-        return judge_batch(rm, sft, p, a, cfg, precision)
-    outputs = in_batches(one_batch, prompts, answers, cfg.micro_batch)
-    return outputs[:, :-1], outputs[:, -1]
+        inputs, mask = pad_batch(p, a, sft.device)
+        with arithmetic(cfg, precision):
+            output = sft(**inputs, use_cache=False, logits_to_keep=mask.shape[1] + 1,
+                         output_hidden_states=True)
+            if rm.trunk == "trained":
+                scores = trunk_scores(rm, p, a)                                  # (B, K)
+        if rm.trunk == "frozen":
+            scores = rm(answer_mean(output.hidden_states[rm.layer], mask))       # (B, K)
+        logp = pick_logprobs(output.logits, inputs["input_ids"], mask, cfg.temperature)
+        return torch.cat([scores, logp.sum(1, keepdim=True)], 1)                 # (B, K + 1)
+
+    both = in_batches(one_batch, prompts, answers, cfg.micro_batch)
+    return both[:, :-1], both[:, -1]
 
 
 # ----- REINFORCE -----
 
-def policy_gradient(policy, prompts, answers, score, ref_logp, b, cfg):
+def policy_gradient(policy, prompts, answers, r, ref_logp, b, cfg):
     """Adds the gradient of -mean((R - b) log pi(y|x)) to the policy's .grad, by micro-batches.
 
-    score, ref_logp: (B,), b: the baseline. Returns R(x, y) and log pi(y|x), (B,) each."""
+    r, ref_logp: (B,), b: the baseline. Returns R(x, y) and log pi(y|x), (B,) each."""
     reward = torch.empty(len(prompts))
     logp_all = torch.empty(len(prompts))
     for part in length_batches(prompts, answers, cfg.micro_batch):
@@ -240,7 +248,7 @@ def policy_gradient(policy, prompts, answers, score, ref_logp, b, cfg):
                                   cfg.temperature).sum(1)   # log pi(y|x), with gradient
         logp_all[part] = logp.detach().cpu()
         kl = logp_all[part] - ref_logp[part]                # its mean estimates KL(pi || pi_ref)
-        reward[part] = score[part] - cfg.beta * kl          # the KL-shaped reward R(x, y)
+        reward[part] = r[part] - cfg.beta * kl              # the KL-shaped reward R(x, y)
         advantage = reward[part] - b                        # b from past batches only
         objective = (advantage.to(logp) * logp).sum() / len(prompts)
         loss = -objective                                   # the one minus sign
@@ -280,21 +288,21 @@ def train_policy(policy, optimizer, sft, rm, prompts, keys, state, chat, cfg, do
         mine = batches[step][RANK::PROCESSES]  # this process's share
         x = [prompts[i] for i in mine]
 
-        # one answer to each prompt, and its score in SFT spreads
+        # one answer to each prompt, its score, and r in SFT spreads
         y = answer_all(policy, x, [keys[i] for i in mine], cfg.seed, step, cfg, chat.end)
         logits, ref_logp = judge(rm, sft, x, y, cfg, cfg.precision)              # (B, K), (B,)
-        raw = read_scores(logits, state.past_scores.value, cfg)                  # (B,)
+        score = read_scores(logits, state.past_scores.value, cfg)                # (B,)
         ended = torch.tensor([float(a[-1] == chat.end) for a in y])              # (B,)
-        score = raw / state.unit - cfg.eos_penalty * (1 - ended)                 # (B,)
+        r = score / state.unit - cfg.eos_penalty * (1 - ended)                   # (B,)
 
         # one update
         b = state.baseline.value
-        reward, logp = policy_gradient(policy, x, y, score, ref_logp, b, cfg)    # (B,), (B,)
+        reward, logp = policy_gradient(policy, x, y, r, ref_logp, b, cfg)        # (B,), (B,)
         mean_gradients(policy)
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip).item()
         kl = logp - ref_logp
         length = torch.tensor([float(len(a)) for a in y])                        # in tokens
-        m = batch_means({"score": raw, "reward": reward, "square": reward**2, "kl": kl,
+        m = batch_means({"score": score, "reward": reward, "square": reward**2, "kl": kl,
                          "logp": logp, "length": length, "ended": ended})
         if not all(math.isfinite(value) for value in (norm, *m.values())):
             raise InputError(f"step {step}: gradient norm {norm}, reward {m['reward']}: not "
@@ -319,7 +327,7 @@ def train_policy(policy, optimizer, sft, rm, prompts, keys, state, chat, cfg, do
         print(f"step {step + 1}/{cfg.steps}: "
               + ", ".join(f"{name} {metrics[name]:.2f}" for name in shown), flush=True)
         if step % 10 == 0:
-            print(f"  {chat.tokenizer.decode(x[0] + y[0])!r}\n  score {raw[0]:.2f}, "
+            print(f"  {chat.tokenizer.decode(x[0] + y[0])!r}\n  score {score[0]:.2f}, "
                   f"KL {kl[0]:.2f}, reward {reward[0]:.2f}", flush=True)
         done(metrics)
 
@@ -343,7 +351,7 @@ def load_checkpoint(path, policy, optimizer):
     policy.load_state_dict(saved["policy"])
     optimizer.load_state_dict(saved["optimizer"])
     averages = {name: Baseline(**saved["state"][name]) for name in ("baseline", "past_scores")}
-    return State(**saved["state"] | averages)
+    return State(**(saved["state"] | averages))
 
 
 # ----- before and after training -----
@@ -362,17 +370,18 @@ def calibrate(sft, rm, prompts, keys, chat, cfg):
                         chat.end)
     logits, _ = judge(rm, sft, x, y, cfg)                                        # (2n, K)
     sft_scores = logits.softmax(-1).mean(0)                                      # (K,)
-    raw = read_scores(logits, sft_scores, cfg)                                   # (2n,)
+    score = read_scores(logits, sft_scores, cfg)                                 # (2n,)
     ended = torch.tensor([float(a[-1] == chat.end) for a in y])
-    unit = raw.std().item()
-    within = ((raw[:n] - raw[n:]) ** 2 / 2).mean().sqrt().item()
-    print(f"calibration: {len(x)} SFT answers score {raw.mean():.3f} +- {unit:.3f} (+- "
+    unit = score.std().item()  # over prompts and answers, as R is compared over both
+    within = ((score[:n] - score[n:]) ** 2 / 2).mean().sqrt().item()
+    print(f"calibration: {len(x)} SFT answers score {score.mean():.3f} +- {unit:.3f} (+- "
           f"{within:.3f} among answers to one prompt); {ended.mean():.2f} of them end")
     if not unit > 1e-6:
         raise InputError("the reward model gives all SFT answers the same score: nothing to learn "
                          "from; give other --data or another --rm")
-    first = raw.mean().double() / unit - cfg.eos_penalty * (1 - ended.mean().double())
-    first = first * (cfg.baseline != "none")
+    first = score.mean().double() / unit - cfg.eos_penalty * (1 - ended.mean().double())
+    if cfg.baseline == "none":
+        first = torch.zeros_like(first)
     return State(0, unit, sft_scores, Baseline(cfg.baseline, cfg.decay, first),
                  Baseline("ema", cfg.decay, sft_scores))
 
@@ -393,7 +402,7 @@ def compare(sft, aligned, same):
 def verdict_line(v):
     low, high = v["interval"]
     win_low, win_high = v["win_interval"]
-    return (f"held-out reward at temperature {v['temperature']:g}: SFT {v['sft']:.3f}, aligned "
+    return (f"held-out score at temperature {v['temperature']:g}: SFT {v['sft']:.3f}, aligned "
             f"{v['aligned']:.3f}, difference {v['difference']:+.3f} [{low:+.3f}, {high:+.3f}] "
             f"({v['difference'] / v['unit']:+.2f} SFT spreads), win rate {v['win_rate']:.3f} "
             f"[{win_low:.3f}, {win_high:.3f}], {v['n']} prompts, KL {v['kl']:.2f} nats, mean "
@@ -406,20 +415,15 @@ def reach_verdict(policy, sft, rm, prompts, keys, state, chat, cfg, out):
     the comparison, and samples.md: the first prompts, never chosen, with both answers."""
     scores = {}
     answers = {}
-    kl = {}
     for name, model in (("SFT", sft), ("aligned", policy)):
         y = answer_all(model, prompts, keys, cfg.seed, EVAL_STEP, cfg, chat.end)
         logits, ref_logp = judge(rm, sft, prompts, y, cfg)
-
-        def own_logprobs(p, a):
-            return token_logprobs(model, p, a, cfg.temperature).sum(1)
-
-        kl[name] = (in_batches(own_logprobs, prompts, y, cfg.micro_batch) - ref_logp).mean().item()
         scores[name] = read_scores(logits, state.sft_scores, cfg)
         answers[name] = y
+    kl = (sequence_logprobs(policy, prompts, y, cfg) - ref_logp).mean().item()  # of the last y
     same = torch.tensor([a == b for a, b in zip(*answers.values())])
     verdict = compare(scores["SFT"][None], scores["aligned"][None], same[None])
-    verdict |= {"unit": state.unit, "kl": kl["aligned"], "temperature": cfg.temperature}
+    verdict |= {"unit": state.unit, "kl": kl, "temperature": cfg.temperature}
     for name, y in (("sft_", answers["SFT"]), ("", answers["aligned"])):
         verdict[name + "length"] = float(np.mean([len(a) for a in y]))
         verdict[name + "ended"] = float(np.mean([a[-1] == chat.end for a in y]))
@@ -462,10 +466,6 @@ def check_model(sft, chat, cfg):
     """Refuses a model with too short a context, or one whose padded, cached passes give other
     numbers than its plain ones: two answers of two tokens, drawn almost greedily."""
     check_room(sft, cfg.max_prompt + cfg.max_new, "max_prompt + max_new")
-    kinds = set(getattr(sft.config.get_text_config(), "layer_types", None) or [])
-    if kinds - {"full_attention", "sliding_attention"}:
-        raise InputError(f"{type(sft).__name__} has layers of kind {sorted(kinds)}, whose states "
-                         "cannot be cut and repeated; give a --sft with attention alone")
     prompts = [chat.prompt([{"role": "user", "content": text}]) for text in ("Hi", "Why is it so?")]
     answers = sample(sft, prompts, torch.full((2, 2), 0.5), 1e-3, chat.end)
     logp = token_logprobs(sft, prompts, answers, cfg.temperature)                # (2, 2)
@@ -499,7 +499,7 @@ def main(cfg):
     if rm.level != cfg.level:
         raise InputError(f"{cfg.rm} is of level {rm.level}, not {cfg.level}; give another --rm or "
                          "--level")
-    if claim_folder(out, vars(cfg), setup.contents | {"rm": rm.digest}, "verdict.json"):
+    if claim_folder(out, vars(cfg), setup.contents | {"rm_digest": rm.digest}, "verdict.json"):
         print("finished before:", verdict_line(json.loads((out / "verdict.json").read_text())))
         return
 

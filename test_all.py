@@ -46,10 +46,10 @@ from reinforce import (CALIBRATION_STEP, EVAL_STEP, READOUTS, Baseline, Reinforc
                        prompt_batches, reach_verdict, read_scores, sample, token_logprobs,
                        train_policy)
 from results import experiments, tables
-from reward import (Chat, EncodedPair, InputError, answer_features, bootstrap, claim_folder,
-                    encode_pairs, find_sft, fit_frozen, fit_head, hash_words, held_out_loss,
-                    identity, load_model, load_pairs, pad_batch, pair_loss, prompt_weights, to_pair,
-                    train_trunk, validate)
+from reward import (Chat, EncodedPair, InputError, answer_features, bootstrap, check_sft,
+                    claim_folder, encode_pairs, find_sft, fit_frozen, fit_head, hash_words,
+                    held_out_loss, identity, load_model, load_pairs, pad_batch, pair_loss,
+                    prompt_weights, to_pair, train_trunk, validate)
 
 # ----- fakes, and the plain library: one text, no padding, no cache -----
 
@@ -76,12 +76,15 @@ def tiny_llama(vocab=64, seed=0, layers=2):
 SFT = tiny_llama(layers=3).requires_grad_(False)
 HEAD = torch.nn.Linear(32, 10).requires_grad_(False)
 HEAD.layer = 1
+HEAD.trunk = "frozen"
 
 
 def random_trunk(outputs):
     torch.manual_seed(0)
     shape = LlamaConfig(**SFT.config.to_dict() | {"num_labels": outputs, "pad_token_id": 63})
-    return AutoModelForSequenceClassification.from_config(shape).eval()
+    trunk = AutoModelForSequenceClassification.from_config(shape).eval()
+    trunk.trunk = "trained"
+    return trunk
 
 
 def config(**changes):
@@ -175,7 +178,8 @@ def encoded_pairs(keys):
     for i, key in enumerate(keys):
         w, l = (rng.integers(3, 64, rng.integers(1, 5)).tolist() for _ in range(2))
         end = [END] if i % 3 else []
-        encoded.append(EncodedPair([1] * (key % 4) + [key], w + end, l + end, key, "abc"[key % 3]))
+        encoded.append(EncodedPair([1] * (key % 4) + [key], w + end, l + end, key, key + 1,
+                                   "abc"[key % 3]))
     return encoded
 
 
@@ -203,7 +207,7 @@ def test_a_frozen_reward_model_is_a_linear_map_with_the_best_penalty_by_prompts(
     near(held_out_loss(x, pairs, weight, keys % 5, cfg, 0.3), expected, 1e-3)
 
     def least_at_1(x, pairs, weight, folds, cfg, penalty):
-        assert torch.equal(folds, keys % 5)
+        assert torch.equal(folds, (keys + 1) % 5)  # by dialogue
         return abs(penalty - 1.0)
     monkeypatch.setattr("reward.held_out_loss", least_at_1)
     W, b = fit_head(x, pairs, weight, cfg, 1.0, 200)
@@ -466,12 +470,16 @@ def test_evaluation_and_verdict_have_the_plain_numbers_and_sft_no_kl_with_itself
 
 
 def test_a_policys_name_ends_at_the_first_equals_sign(tmp_path):
-    contents = {"sft": "1", "tokenizer": "2", "data": "3"}
+    contents = {"sft_digest": "1", "tokenizer_digest": "2", "data_digest": "3"}
     run = tmp_path / "beta=0.1"
     run.mkdir()
-    (run / "config.json").write_text(json.dumps({"run": contents | {"temperature": 0.7}}))
+    (run / "config.json").write_text(json.dumps(
+        {"run": contents | {"temperature": 0.7, "max_prompt": 128, "max_new": 64}}))
     (run / "verdict.json").write_text("{}")
-    assert named_policies(EvalConfig(policies=[f"l1={run}"]), contents) == {"sft": None, "l1": run}
+    cfg = EvalConfig(policies=[f"l1={run}"], device="cpu")
+    assert named_policies(cfg, contents) == {"sft": None, "l1": run}
+    with pytest.raises(InputError, match="policy l1 was made with max_new 64, here it is 9; give"):
+        named_policies(replace(cfg, max_new=9), contents)
 
 
 HERE = Path(reward.__file__).resolve().parent
@@ -495,6 +503,9 @@ THINKS = CHATML.replace("{{ m['content']", THOUGHT.replace(
 CAN_STOP = THINKS.replace("assistant\n' }}", "assistant\n' }}" + THOUGHT.replace(
     "CASE", "not enable_thinking | default(true)"))
 DROPS = CHATML.replace("in messages", "in messages if m['role'] != 'system'")
+FORGETS = CHATML.replace(
+    "in messages", "in messages if m['role'] != 'assistant' or m == messages[-1]")
+REWRITES = CHATML.replace("m['content']", "m['content'] | replace('miles', 'hours')")
 PLAIN = ("{% if messages[0]['role'] == 'system' or messages[1]['role'] == 'user' %}"
          "{{ raise_exception('take turns') }}{% endif %}" + CHATML)
 
@@ -531,6 +542,7 @@ def make_model(name="Llama", seed=0, **changes):
 
 def check(name="Llama", **changes):
     model, chat = make_model(name, **changes), chat_of(make_tokenizer())
+    check_sft(model, chat)
     check_model(model, chat, outside(max_prompt=50, max_new=9))
     return model, chat
 
@@ -572,6 +584,7 @@ TOY = [{"prompt": f"say {i}", "chosen": "aa" + "abc"[i % 3] * 5, "rejected": "z"
     ("h4_uf", talk(ASK, score_chosen=8, score_rejected=3.5, prompt="How far is it?"), [ASK]),
     ("system_column", ROW | {"system": "Be brief."}, [SYSTEM, ASK]),
     ("system_in_chosen", talk(SYSTEM, ASK, prompt="How far is it?"), [SYSTEM, ASK]),
+    ("system_in_prompt", talk(ASK, prompt=[SYSTEM, ASK]), [SYSTEM, ASK]),
     ("multi_turn_chosen", talk(*THREE, prompt="How far is it?"), THREE),
     ("dict_answer", ROW | {"chosen": YES, "rejected": NO}, [ASK]), ("implicit", talk(ASK), [ASK]),
     ("hh_raw", {"chosen": HUMAN + " Two miles.", "rejected": HUMAN + " far"}, THREE),
@@ -588,9 +601,17 @@ BOTH = "prompt and answer are .*the whole dialogue is "
 
 
 @pytest.mark.parametrize("message,work", [
-    ("JSON inside a text; give it as JSON", lambda: load([ROW | {"chosen": json.dumps([YES])}])),
-    ("is no message of .*columns found: .'conversations', 'chosen', 'rejected'.*it needs",
+    ("JSON or a list inside a text; give it", lambda: load([ROW | {"chosen": json.dumps([YES])}])),
+    ("is no message of .*columns found: .'chosen', 'conversations', 'rejected'.*it needs",
      lambda: load([{"conversations": [], "chosen": {"from": "gpt", "value": "x"}, "rejected": ""}])),
+    ("list inside a text", lambda: load([ROW | {"chosen": str([YES])}])),
+    ("has tool_calls beside its content", lambda: load([talk(ASK | {"tool_calls": [{}]})])),
+    ("a part that is no text", lambda: load([talk(turn("user", [{"type": "image", "text": ""}]))])),
+    ("have different system messages", lambda: load([talk(SYSTEM, ASK, system="Be kind.")])),
+    ("row 7: the chat template leaves out the assistant turn 'From where.'",
+     lambda: encode(talk(*THREE), make_tokenizer(FORGETS))),
+    ("row 7: the chat template writes the answer 'Two miles.' as 'Two hours.",
+     lambda: encode(ROW, make_tokenizer(REWRITES))),
     ("row 41: .* rejected is empty", lambda: load([*TOY, ROW | {"rejected": None}])),
     ("row 1: .* not begin with prompt", lambda: load([talk(*THREE, prompt="How near is it?")])),
     ("float: 'good' .columns found: .*it needs", lambda: load([ROW | {"chosen_score": "good"}])),
@@ -611,6 +632,7 @@ BOTH = "prompt and answer are .*the whole dialogue is "
     ("by zero", lambda: chat_of(make_tokenizer("{{ 1 / 0 }}"))),
     ("typo, and there is no such folder", lambda: find_sft(outside(sft="./typo"))),
     ("max_new is 59, but .* made for 58 tokens", lambda: check(max_position_embeddings=58)),
+    ("more tokens than the model.s 99 embeddings", lambda: check(vocab_size=99)),
     ("Mamba.* has layers of kind", lambda: check("Mamba", state_size=8)),
     ("Lfm2", lambda: check("Lfm2", layer_types=["conv"] * 2 + ["full_attention"]))])
 def test_what_cannot_be_used_is_refused_with_its_place_and_the_reason(message, work):
@@ -634,7 +656,8 @@ def test_kinds_of_files_orders_and_copies_give_one_digest_and_the_same_disjoint_
     rows = TOY + [row | {"prompt": f"\n\nHuman: {row['prompt']}\n\nAssistant: {row['chosen']}"
                                    "\n\nHuman: ok?"} for row in TOY]  # on the side of its first turn
     reward.datasets.Dataset.from_list(rows).to_csv(tmp_path / "d.csv")
-    reward.datasets.Dataset.from_list(rows).to_parquet(tmp_path / "d.parquet")
+    reward.datasets.Dataset.from_list(rows).to_parquet(tmp_path / "d[1].PARQUET")
+    (tmp_path / "d2.CSV").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "d.csv").read_bytes())
     loaded = [load_pairs(outside(data=[str(path)])) for path in tmp_path.iterdir()]
     loaded += [load(rows[::-1] + rows[:3]), load(json.dumps(rows).encode(), "d.json")]
     loaded += [load(rows, name) for name in ("lines.json", "d.jsonl.gz")]
@@ -716,6 +739,16 @@ def test_a_forged_turn_stays_text_in_prompt_and_answer_and_is_counted(special, c
     assert "1 with turn markers inside" in capsys.readouterr().out
 
 
+def test_added_tokens_that_no_turn_is_made_of_stay_as_they_are(capsys):
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["  ", "\n\n", "<h1>"], special_tokens=False)
+    text = "is  it?\n\n<h1>"
+    (encoded,), chat = encode(ROW | {"chosen": text + "  so"}, tokenizer)
+    assert chat.tokenizer.decode(encoded.chosen[:-1]) == text + "  so"
+    assert encoded.chosen[:-1] == chat.tokenizer(text + "  so")["input_ids"]
+    assert "0 with turn markers inside" in capsys.readouterr().out
+
+
 def test_a_template_that_writes_the_date_writes_the_same_tomorrow(monkeypatch):
     tokenizer = make_tokenizer("{{ strftime_now('%d %B') }}" + CHATML)
     chat, prompts = chat_of(tokenizer), []
@@ -774,9 +807,9 @@ def test_a_run_folder_is_known_by_what_the_run_depends_on_not_by_spellings(tmp_p
     (run / "done").touch()
     assert claim_folder(run, there, first, "done")
     for folder, changes, contents, message in (
-            (run, {}, identity(chats[0], make_model(seed=1), "d"), "another run .sft '.*' there, '"),
-            (run, {}, identity(chats[1], make_model(), "d"), "another run .tokenizer '.*' there, '"),
-            (run, {}, first | {"data": "e"}, "another run .data 'd' there, 'e' here.; name another"),
+            (run, {}, identity(chats[0], make_model(seed=1), "d"), "another run .sft_digest '.*' there"),
+            (run, {}, identity(chats[1], make_model(), "d"), "another run .tokenizer_digest '.*' there"),
+            (run, {}, first | {"data_digest": "e"}, "another run .data_digest 'd' there, 'e' here"),
             (run, {"lr": 0.5}, first, "another run .lr .* there, 0.5 here.; name another folder"),
             (tmp_path, {}, first, "is not empty and no run folder of ours")):
         with pytest.raises(InputError, match=message):
@@ -790,6 +823,10 @@ def test_a_folder_that_holds_no_usable_model_is_refused_for_what_it_is(tmp_path)
     make_model("Granite").save_pretrained(tmp_path)
     with pytest.raises(InputError, match="^(?!.*(remove|delete)).*ForSequenceClassification"):
         load_model(AutoModelForSequenceClassification, tmp_path, "cpu")
+    shape = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(shape | {"num_hidden_layers": 2}))
+    with pytest.raises(InputError, match="9 weights are missing, .* no place .*layers.2"):
+        load_model(AutoModelForCausalLM, tmp_path, "cpu")
     (tmp_path / "model.safetensors").write_bytes(b"1234")
     with pytest.raises(InputError, match="holds no model that can be loaded"):
         load_model(AutoModelForCausalLM, tmp_path, "cpu")
@@ -866,7 +903,7 @@ def test_a_run_leaves_its_files_and_is_known_when_the_command_comes_again(cli):
     assert not [*Path().rglob("*.aside"), *Path().rglob("checkpoint*")]
     flags = [*FLAGS, "--trunk", "trained", "--sft", f"{Path.cwd().parent}/sft/"]
     code, said, _ = cli(reinforce, *flags)
-    assert code == 0 and "finished before: held-out reward" in said
+    assert code == 0 and "finished before: held-out score" in said
     code, _, said = cli(reinforce, *flags, "--seed", "4")
     assert code == 2 and f"{RUN} holds another run (seed 0 there, 4 here)" in said
 
