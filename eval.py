@@ -1,6 +1,6 @@
-"""Seeded evaluation: every policy answers the same held-out prompts with the same random numbers.
+r"""Seeded evaluation: every policy answers the same held-out prompts with the same random numbers.
 
-    python eval.py --policies l1=runs/demo_pairs-level1 l2=runs/demo_pairs-level2 \\
+    python eval.py --policies l1=runs/demo_pairs-level1 l2=runs/demo_pairs-level2 \
                    --rewards runs/demo_pairs-reward1 runs/demo_pairs-reward2 --seeds 0 1 2
 
 For each policy and each reward model: the mean score, the paired difference to the SFT model, and
@@ -122,13 +122,13 @@ def evaluate_policy(policy, sft, prompts, keys, end, cfg):
 
 
 def score_policies(rm, sft, prompts, answers, cfg):
-    """{policy: scores (S, N)} by one reward model; `win` compares with the SFT answers."""
+    """{policy: scores (S, N)} by one reward model; `win` compares with these SFT answers."""
     logits = {}
     for name, seeds in answers.items():
         logits[name] = torch.stack([judge(rm, sft, prompts, y, cfg)[0] for y in seeds])  # (S, N, K)
-    sft_scores = logits["sft"].softmax(-1).mean((0, 1))                          # (K,)
-    return {name: torch.stack([read_scores(z, sft_scores, cfg) for z in seeds])
-            for name, seeds in logits.items()}
+    sft_distribution = logits["sft"].softmax(-1).mean((0, 1))                    # (K,)
+    return {name: torch.stack([read_scores(one_seed, sft_distribution, cfg) for one_seed in z])
+            for name, z in logits.items()}
 
 
 def markdown(result):

@@ -4,17 +4,19 @@
 
 The whole answer y to a prompt x is one action. The objective is, over prompts and answers,
 
-    E_{x} E_{y ~ pi(.|x)} [ R(x, y) ],  R(x, y) = r(x, y) - beta log( pi(y|x) / pi_ref(y|x) )  (3)
+    E_x E_{y ~ pi(.|x)} [ R(x, y) ],
+    R(x, y) = r(x, y) - beta log( pi(y|x) / pi_ref(y|x) )                      (the paper's eq. 3)
     r(x, y) = score(x, y) / unit - eos_penalty [y does not end]
 
-with the reward model's score, and as unit the standard deviation of the SFT model's own scores. Its
-gradient, from one answer a prompt and one update a batch, b the moving average of past R, is
+where the score is the reward model's number (level 1) or a readout of its distribution (level 2),
+and the unit is the standard deviation of the scores of SFT answers, measured once before training.
+Its gradient, from one answer a prompt and one update a batch, b the moving average of past R, is
 
     mean over the batch of  (R(x, y) - b) grad log pi(y|x)                               (eqs. 6-8)
 
-No gradient goes through R, though pi is in it: E[grad log pi] = 0. pi is the model's softmax at a
-temperature, softmax(logits / temperature): the same one is sampled, trained and evaluated, and the
-reference pi_ref, the SFT model, has the same temperature.
+No gradient goes through R, though pi is in it: the term left out is -beta E[grad log pi] = 0. pi is
+softmax(logits / temperature): the same one is sampled, trained and evaluated (where bfloat16 is
+used, up to its rounding), and the reference pi_ref, the SFT model, has the same temperature.
 
 The command gets the SFT model and the pairs, makes the reward model of the level if it is not there
 yet, runs REINFORCE, lets the SFT model and the aligned one answer held-out prompts with the same
@@ -25,7 +27,8 @@ Left out, and why:
  2. Value network, GAE: the answer is one action, and the baseline is one number.
  3. Several answers a prompt (RLOO, GRPO): the moving average needs one.
  4. top-k, top-p, penalties: answers come from the very distribution that is trained.
- 5. Whitening of advantages: it rescales the gradient by a number that depends on the batch.
+ 5. Whitening of advantages: the batch mean holds the answer's own reward, and the unit sets the
+    scale already.
 
 Shapes: B prompts with one answer each, P prompt tokens, T answer tokens, K scores, V vocabulary.
 """
@@ -47,7 +50,7 @@ from reward import (PROCESSES, RANK, InputError, RewardConfig, answer_mean, arit
                     length_batches, load_reward_model, mean_gradients, mean_over_processes,
                     pad_batch, run_cli, setting, start, trunk_scores, write_whole)
 
-# ----- readouts: a distribution of scores (B, K) -> a reward (B,) -----
+# ----- readouts: a distribution over the scores (B, K) -> a score (B,) -----
 
 def scores_like(p):
     return torch.arange(1, p.shape[-1] + 1, dtype=p.dtype, device=p.device)  # (K,): 1..K
@@ -59,7 +62,7 @@ def readout_mean(p, past, risk):
 
 
 def readout_variance(p, past, risk):
-    """E[S] - lambda SD[S]: a lower confidence bound."""
+    """E[S] - lambda SD[S], the root of the variance: a lower confidence bound."""
     mean = p @ scores_like(p)
     variance = (p * (scores_like(p) - mean[:, None]) ** 2).sum(-1)
     return mean - risk * variance.sqrt()
@@ -121,12 +124,12 @@ class ReinforceConfig(RewardConfig):
 # ----- baseline -----
 
 @dataclass
-class Baseline:
-    """Moving average b of past batches (of numbers or vectors), used before it is updated."""
-    kind: str            # ema: b <- decay b + (1 - decay) batch mean; mean: of all (eq. 8); none: 0
-    decay: float
+class MovingAverage:
+    """An average of past batches, of numbers or vectors; used before it is updated."""
+    kind: str            # ema: b <- decay b + (1 - decay) batch mean; mean: of all (eq. 8);
+    decay: float         # none: never moves (and starts at 0)
     value: torch.Tensor  # from SFT samples, so that not even the first step is without
-    batches: int = 1     # in the average, the first value counting as one
+    batches: int = 1     # averaged so far, the SFT samples as one; for `mean`
 
     def update(self, batch_mean):
         self.batches += 1
@@ -156,7 +159,8 @@ def sample(policy, prompts, uniform, temperature, end):
     Whatever else is in the batch, an answer depends on its own prompt and numbers only, up to
     rounding. Answers that have ended leave the batch now and then."""
     inputs, _ = pad_batch(prompts, [[]] * len(prompts), policy.device)
-    ids, mask, positions = inputs.values()                                       # (B, P)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]                    # (B, P)
+    positions = inputs["position_ids"]                                           # (B, P)
     uniform = uniform.to(policy.device)
     answers = torch.full(uniform.shape, end, device=policy.device)               # (B, T)
     rows = torch.arange(len(prompts), device=policy.device)  # of answers still in the batch
@@ -166,7 +170,9 @@ def sample(policy, prompts, uniform, temperature, end):
                         past_key_values=cache, logits_to_keep=1).logits[:, -1]   # (rows, V)
         token = draw(logits, uniform[rows, t], temperature)
         answers[rows, t] = token
-        if t % 8 == 7:  # not each time, as it copies the cache; what stands behind an end is cut
+        # every 8th token, as dropping rows copies the cache; until then, rows that have ended go
+        # on, and what stands behind an end is cut on return
+        if t % 8 == 7:
             going = (answers[rows, :t + 1] != end).all(1).nonzero()[:, 0]
             if len(going) == 0:
                 break
@@ -181,14 +187,16 @@ def sample(policy, prompts, uniform, temperature, end):
 
 def answer_all(policy, prompts, keys, seed, step, cfg, end):
     """An answer to each of N prompts, sampled in batches of similar length, in their order."""
-    if cfg.precision == "bf16":  # half the weights to read a token; pi up to bfloat16 rounding
-        policy = copy.deepcopy(policy).to(torch.bfloat16)
+    if cfg.precision == "bf16":  # half the bytes to read for each token; buffers stay float32
+        policy = copy.deepcopy(policy)
+        for p in policy.parameters():
+            p.data = p.data.bfloat16()
     answers = [None] * len(prompts)
     for part in length_batches(prompts, [[]] * len(prompts), 4 * cfg.micro_batch):
         uniform = uniforms(seed, step, [keys[i] for i in part], cfg.max_new)
-        texts = sample(policy, [prompts[i] for i in part], uniform, cfg.temperature, end)
-        for i, text in zip(part, texts):
-            answers[i] = text
+        sampled = sample(policy, [prompts[i] for i in part], uniform, cfg.temperature, end)
+        for i, answer in zip(part, sampled):
+            answers[i] = answer
     return answers
 
 
@@ -215,7 +223,7 @@ def sequence_logprobs(model, prompts, answers, cfg):
 
 def judge(rm, sft, prompts, answers, cfg, precision="fp32"):
     """N answers -> the reward model's outputs (N, K) and log pi_ref(y|x) (N,), on the CPU; in
-    float32 wherever a number is reported, in cfg.precision in training.
+    cfg.precision in training, in float32 in calibration, verdict and eval.py.
 
     One pass of the frozen SFT model gives both where it is the reward model's trunk too."""
     def one_batch(p, a):
@@ -225,7 +233,7 @@ def judge(rm, sft, prompts, answers, cfg, precision="fp32"):
                          output_hidden_states=True)
             if rm.trunk == "trained":
                 scores = trunk_scores(rm, p, a)                                  # (B, K)
-        if rm.trunk == "frozen":
+        if rm.trunk == "frozen":  # outside, so that the head is float32
             scores = rm(answer_mean(output.hidden_states[rm.layer], mask))       # (B, K)
         logp = pick_logprobs(output.logits, inputs["input_ids"], mask, cfg.temperature)
         return torch.cat([scores, logp.sum(1, keepdim=True)], 1)                 # (B, K + 1)
@@ -269,9 +277,9 @@ class State:
     """What the loop carries from step to step besides policy and optimizer."""
     step: int                 # updates done
     unit: float               # spread of the SFT model's scores
-    sft_scores: torch.Tensor  # (K,) mean score distribution of the SFT model's answers
-    baseline: Baseline        # of rewards
-    past_scores: Baseline     # of score distributions (K,): what the readout `win` compares with
+    sft_distribution: torch.Tensor  # (K,) mean score distribution of the SFT model's answers
+    baseline: MovingAverage        # of rewards
+    past_distribution: MovingAverage  # (K,), of the scores: what the readout `win` compares with
 
 
 def batch_means(values):
@@ -291,7 +299,7 @@ def train_policy(policy, optimizer, sft, rm, prompts, keys, state, chat, cfg, do
         # one answer to each prompt, its score, and r in SFT spreads
         y = answer_all(policy, x, [keys[i] for i in mine], cfg.seed, step, cfg, chat.end)
         logits, ref_logp = judge(rm, sft, x, y, cfg, cfg.precision)              # (B, K), (B,)
-        score = read_scores(logits, state.past_scores.value, cfg)                # (B,)
+        score = read_scores(logits, state.past_distribution.value, cfg)                # (B,)
         ended = torch.tensor([float(a[-1] == chat.end) for a in y])              # (B,)
         r = score / state.unit - cfg.eos_penalty * (1 - ended)                   # (B,)
 
@@ -305,20 +313,20 @@ def train_policy(policy, optimizer, sft, rm, prompts, keys, state, chat, cfg, do
         m = batch_means({"score": score, "reward": reward, "square": reward**2, "kl": kl,
                          "logp": logp, "length": length, "ended": ended})
         if not all(math.isfinite(value) for value in (norm, *m.values())):
-            raise InputError(f"step {step}: gradient norm {norm}, reward {m['reward']}: not "
-                             "finite; lower --lr or give --precision fp32. The last checkpoint is "
-                             "whole")
+            raise InputError(f"step {step + 1}: gradient norm {norm}, reward {m['reward']}: not "
+                             "finite; start again in another --out with a lower --lr, or with "
+                             "--precision fp32")
         optimizer.param_groups[0]["lr"] = cfg.lr * min(1, (step + 1) / max(1, cfg.steps // 10))
         optimizer.step()
         optimizer.zero_grad()
 
         # the averages move after their use
         state.baseline.update(m["reward"])
-        state.past_scores.update(mean_over_processes(logits.softmax(-1).mean(0)))
+        state.past_distribution.update(mean_over_processes(logits.softmax(-1).mean(0)))
         state.step = step + 1
 
         # one line and, every ten steps, one answer
-        metrics = {"step": step, "score": m["score"], "reward": m["reward"], "kl": m["kl"],
+        metrics = {"step": step + 1, "score": m["score"], "reward": m["reward"], "kl": m["kl"],
                    "baseline": b.item(), "entropy": -m["logp"] / m["length"],
                    "advantage_sd": math.sqrt(max(0.0, m["square"] - m["reward"] ** 2)),
                    "length": m["length"], "ended": m["ended"], "grad_norm": norm,
@@ -338,7 +346,8 @@ def save_checkpoint(path, policy, optimizer, state):
     """All that the run needs to go on, whole or not at all. There is no random state: every draw is
     a function of seed, step and prompt."""
     if RANK == 0:
-        averages = {name: vars(getattr(state, name)) for name in ("baseline", "past_scores")}
+        # plain values, as weights_only loads no others
+        averages = {name: vars(getattr(state, name)) for name in ("baseline", "past_distribution")}
         aside = path.with_suffix(".aside")
         torch.save({"policy": policy.state_dict(), "optimizer": optimizer.state_dict(),
                     "state": vars(state) | averages}, aside)
@@ -350,13 +359,15 @@ def load_checkpoint(path, policy, optimizer):
     saved = torch.load(path, map_location="cpu", weights_only=True)
     policy.load_state_dict(saved["policy"])
     optimizer.load_state_dict(saved["optimizer"])
-    averages = {name: Baseline(**saved["state"][name]) for name in ("baseline", "past_scores")}
+    averages = {name: MovingAverage(**saved["state"][name])
+                for name in ("baseline", "past_distribution")}
     return State(**(saved["state"] | averages))
 
 
 # ----- before and after training -----
 
-CALIBRATION_STEP, EVAL_STEP = 2**31, 2**31 + 2  # for `uniforms`, where no training step comes
+CALIBRATION_STEP = 2**31       # for `uniforms`, where no training step comes; it takes two
+EVAL_STEP = 2**31 + 2
 
 
 def calibrate(sft, rm, prompts, keys, chat, cfg):
@@ -369,10 +380,10 @@ def calibrate(sft, rm, prompts, keys, chat, cfg):
         y += answer_all(sft, prompts[:n], keys[:n], cfg.seed, CALIBRATION_STEP + i, cfg,
                         chat.end)
     logits, _ = judge(rm, sft, x, y, cfg)                                        # (2n, K)
-    sft_scores = logits.softmax(-1).mean(0)                                      # (K,)
-    score = read_scores(logits, sft_scores, cfg)                                 # (2n,)
+    sft_distribution = logits.softmax(-1).mean(0)                                      # (K,)
+    score = read_scores(logits, sft_distribution, cfg)                                 # (2n,)
     ended = torch.tensor([float(a[-1] == chat.end) for a in y])
-    unit = score.std().item()  # over prompts and answers, as R is compared over both
+    unit = score.std().item()  # not within prompts: one baseline serves all of them
     within = ((score[:n] - score[n:]) ** 2 / 2).mean().sqrt().item()
     print(f"calibration: {len(x)} SFT answers score {score.mean():.3f} +- {unit:.3f} (+- "
           f"{within:.3f} among answers to one prompt); {ended.mean():.2f} of them end")
@@ -382,18 +393,20 @@ def calibrate(sft, rm, prompts, keys, chat, cfg):
     first = score.mean().double() / unit - cfg.eos_penalty * (1 - ended.mean().double())
     if cfg.baseline == "none":
         first = torch.zeros_like(first)
-    return State(0, unit, sft_scores, Baseline(cfg.baseline, cfg.decay, first),
-                 Baseline("ema", cfg.decay, sft_scores))
+    return State(0, unit, sft_distribution, MovingAverage(cfg.baseline, cfg.decay, first),
+                 MovingAverage("ema", cfg.decay, sft_distribution))
 
 
 def compare(sft, aligned, same):
-    """Paired comparison of scores (S, N): S seeds, N prompts, the same in both; plain numbers.
+    """Paired comparison of two models' scores (S, N): S seeds, N prompts, the same in both.
 
     same: (S, N), the two answers are equal, a tie whatever the rounding of their scores. The prompt
-    is the unit of both intervals: several answers to it are averaged first."""
+    is the unit of both intervals: several answers to it are averaged first. They are about new
+    prompts, for this policy and this reward model, not about another seed of training."""
     d = (aligned - sft).double().masked_fill(same, 0.0)                          # (S, N)
     won = (d > 0).double() + (d == 0).double() / 2
-    return {"n": d.shape[1], "sft": sft.mean().item(), "aligned": aligned.mean().item(),
+    return {"n": d.shape[1], "answers": d.numel(), "sft": sft.mean().item(),
+            "aligned": aligned.mean().item(),
             "difference": d.mean().item(), "interval": bootstrap(d.mean(0)),
             "wins": (d > 0).sum().item(), "ties": (d == 0).sum().item(),
             "win_rate": won.mean().item(), "win_interval": bootstrap(won.mean(0))}
@@ -415,12 +428,13 @@ def reach_verdict(policy, sft, rm, prompts, keys, state, chat, cfg, out):
     the comparison, and samples.md: the first prompts, never chosen, with both answers."""
     scores = {}
     answers = {}
+    ref_logp = {}
     for name, model in (("SFT", sft), ("aligned", policy)):
-        y = answer_all(model, prompts, keys, cfg.seed, EVAL_STEP, cfg, chat.end)
-        logits, ref_logp = judge(rm, sft, prompts, y, cfg)
-        scores[name] = read_scores(logits, state.sft_scores, cfg)
-        answers[name] = y
-    kl = (sequence_logprobs(policy, prompts, y, cfg) - ref_logp).mean().item()  # of the last y
+        answers[name] = answer_all(model, prompts, keys, cfg.seed, EVAL_STEP, cfg, chat.end)
+        logits, ref_logp[name] = judge(rm, sft, prompts, answers[name], cfg)
+        scores[name] = read_scores(logits, state.sft_distribution, cfg)
+    logp = sequence_logprobs(policy, prompts, answers["aligned"], cfg)
+    kl = (logp - ref_logp["aligned"]).mean().item()
     same = torch.tensor([a == b for a, b in zip(*answers.values())])
     verdict = compare(scores["SFT"][None], scores["aligned"][None], same[None])
     verdict |= {"unit": state.unit, "kl": kl, "temperature": cfg.temperature}
@@ -492,7 +506,7 @@ def main(cfg):
         raise InputError(f"batch is {cfg.batch}; give at most the {len(prompts)} training prompts, "
                          f"and a multiple of the {PROCESSES} processes")
     check_model(sft, chat, cfg)
-    if cfg.rm and (Path(cfg.rm) / "metrics.json").exists():  # taken as it is
+    if cfg.rm and (Path(cfg.rm) / "metrics.json").exists():  # used whatever --layer, --pairs say
         rm = load_reward_model(cfg.rm, setup, cfg.device)
     else:
         rm = get_reward_model(cfg, setup)

@@ -3,15 +3,14 @@
     python reward.py --level 1  # r(x, y), a number:      loss -log sigmoid(r_w - r_l)
     python reward.py --level 2  # p(s | x, y), s = 1..10: loss -log(P(S_w > S_l) + tau P(S_w = S_l))
 
-First of three files; read on with reinforce.py and eval.py. The reward model is a linear map of the
-frozen SFT model's states: of one middle layer, averaged over the answer's tokens. It is fitted in
-seconds and memorises less than a fine-tuned model; `--trunk trained` trains all weights instead.
-The method stands first: losses, reward model, validation. What reads data and models from outside
-follows; it can be taken on trust at first.
+First of three files; read on with reinforce.py and eval.py. The reward model is a linear map of one
+vector an answer: the hidden states of one layer (two thirds up) of the frozen SFT model, averaged
+over the answer's tokens. It is fitted in seconds and memorises less than a fine-tuned model;
+`--trunk trained` trains all weights instead. After the settings stands the method: losses, reward
+model, validation. What reads data and models from outside follows; take it on trust at first.
 
-Left out, and why: Trainer, trl, peft (the loop over pairs is twenty lines); margins, centering and
-ensembles (level 2 says "how sure?" with a distribution); checkpoints of `--trunk trained` (a killed
-epoch starts again, and ends in the same numbers).
+Left out, and why: margins, centering and ensembles (level 2 says "how sure?" with a distribution);
+checkpoints of `--trunk trained` (a killed epoch starts again, and ends in the same numbers).
 
 Shapes: B pairs or answers, N all answers, P prompt tokens, T answer tokens, L = P + T, D hidden
 width, K scores (1 at level 1, 10 at level 2).
@@ -93,10 +92,10 @@ def complete(cfg):
         machine[name] = with_gpu if device.startswith("cuda") else without_gpu
     for f in fields(cfg):
         if getattr(cfg, f.name) is None and f.name in machine:
-            object.__setattr__(cfg, f.name, machine[f.name])  # cfg is frozen from here on
+            object.__setattr__(cfg, f.name, machine[f.name])  # frozen: no plain assignment
         value = getattr(cfg, f.name)
-        least = 1 if type(value) is int and "seed" not in f.name else 0
-        least, most = LIMITS.get(f.name, (least, 2**63 - 1))
+        at_least = 1 if type(value) is int and "seed" not in f.name else 0
+        least, most = LIMITS.get(f.name, (at_least, 2**63 - 1))
         if type(value) in (int, float) and not least <= value <= most:
             raise InputError(f"{f.name} is {value}; give a number in {least}..{most}")
 
@@ -230,6 +229,17 @@ def wait_for_all():
 
 # ----- the reward model: a head on the frozen SFT model -----
 
+@dataclass(frozen=True)
+class EncodedPair:
+    """A pair as token ids; `encoded` is a list of them."""
+    prompt: list    # up to the opening of the answer
+    chosen: list    # with the end, if it is finished
+    rejected: list
+    key: int        # of the whole prompt: equal weight in the fit
+    dialogue: int   # of its first user turn: split, folds, intervals; later turns hold answers
+    topic: str
+
+
 def answer_mean(states, answer_mask):
     """States (B, L, D) averaged over the answer's tokens, its end included: features (B, D)."""
     states = states[:, -answer_mask.shape[1]:].float()                           # (B, T, D)
@@ -242,8 +252,9 @@ def answer_features(sft, prompt, answers, layer):
     cache = DynamicCache(config=sft.config)
     config = sft.base_model.config.get_text_config()
     layers = config.num_hidden_layers
-    config.num_hidden_layers = min(layer + 1, layers)  # Llama's kin stop there, others run through;
-    # + 1, as the last state that a model returns has gone through its final norm
+    # the last state that a model returns has gone through its final norm, so run one layer more;
+    # models that do not heed this number run all their layers, with the same result
+    config.num_hidden_layers = min(layer + 1, layers)
     sft.base_model(torch.tensor([prompt], device=sft.device), past_key_values=cache)
     cache.batch_repeat_interleave(len(answers))
     inputs, mask = pad_batch([[]] * len(answers), answers, sft.device)
@@ -266,9 +277,9 @@ def over_answers(function, encoded):
         known += [answer for answer in (e.chosen, e.rejected) if answer not in known]
     row = {}
     parts = []
-    for prompt, answers in answers_of.items():
+    for prompt, answers in tqdm(answers_of.items(), desc="reward model", unit="prompt"):
         for answer in answers:
-            row[prompt, tuple(answer)] = len(row)
+            row[prompt, tuple(answer)] = len(row)  # its number
         parts.append(function(list(prompt), answers).cpu())
     pairs = [[row[tuple(e.prompt), tuple(a)] for a in (e.chosen, e.rejected)] for e in encoded]
     return torch.cat(parts), torch.tensor(pairs)
@@ -279,22 +290,22 @@ def fit_head(x, pairs, weight, cfg, penalty, iterations):
 
     x: (N, D) standardised features; pairs: (B, 2) rows of the chosen and the rejected answer;
     weight: (B,), sums to 1. Returns W (D, K) and b (K,): the minimum at level 1, a local one at
-    level 2. At 0 the Hessian of the level-1 loss is H = D'D / 4 + penalty, D the weighted
-    differences. The search is for V, W = M V with M M' = H^-1: in these coordinates the loss is
-    nearly round, which takes tens of iterations instead of thousands."""
+    level 2. The search is for V, W = M V, M M' = H^-1, where H = sum_i weight_i d_i d_i' / 4 +
+    penalty I, d_i = x_w - x_l, is the Hessian of the level-1 loss at W = 0: in these coordinates
+    it is nearly round, and tens of iterations do instead of thousands; level 2 uses the same."""
     outputs = SCORES if cfg.level == 2 else 1
-    difference = x[pairs[:, 0]] - x[pairs[:, 1]]                                 # (B, D)
-    values, basis = torch.linalg.eigh((weight[:, None] * difference).T @ difference)
+    d = x[pairs[:, 0]] - x[pairs[:, 1]]                                          # (B, D)
+    values, basis = torch.linalg.eigh((weight[:, None] * d).T @ d)
     M = basis / (values.clamp(min=0) / 4 + penalty).sqrt()                       # (D, D)
-    x = x @ M
+    u = x @ M                                                                    # (N, D)
     V = torch.zeros(x.shape[1], outputs, dtype=x.dtype, requires_grad=True)
-    b = torch.zeros(outputs, dtype=x.dtype, requires_grad=True)
+    b = torch.zeros(outputs, dtype=x.dtype, requires_grad=True)  # level 1: cancels, stays 0
     optimizer = torch.optim.LBFGS([V, b], max_iter=iterations, tolerance_grad=1e-5,
                                   tolerance_change=1e-7, line_search_fn="strong_wolfe")
 
     def closure():
         optimizer.zero_grad()
-        logits = x @ V + b                                                       # (N, K)
+        logits = u @ V + b                                                       # (N, K): x W + b
         losses = pair_loss(logits[pairs[:, 0]], logits[pairs[:, 1]], cfg)        # (B,)
         loss = (weight * losses).sum() + penalty / 2 * (M @ V).square().sum()
         loss.backward()
@@ -323,11 +334,13 @@ def held_out_loss(x, pairs, weight, folds, cfg, penalty):
     for fold in folds.unique():
         test = folds == fold
         rest = weight.masked_fill(test, 0)
-        if rest.sum() > 0:
-            W, b = fit_head(x, pairs, rest / rest.sum(), cfg, penalty, iterations=30)
-            logits = x @ W + b
-            losses = pair_loss(logits[pairs[test, 0]], logits[pairs[test, 1]], cfg)
-            total += (weight[test] * losses).sum().item()
+        if not rest.sum() > 0:
+            raise InputError("all training dialogues fall into one fold of the cross-validation; "
+                             "give more pairs")
+        W, b = fit_head(x, pairs, rest / rest.sum(), cfg, penalty, iterations=30)  # enough to rank
+        logits = x @ W + b
+        losses = pair_loss(logits[pairs[test, 0]], logits[pairs[test, 1]], cfg)
+        total += (weight[test] * losses).sum().item()
     return total
 
 
@@ -375,8 +388,8 @@ def trunk_scores(rm, prompts, answers):
 
 
 def train_trunk(model, encoded, cfg):
-    """An epoch of AdamW on the mean pair_loss, in place; on CUDA in fp16 with a gradient scaler, as
-    the assignment of this method has it, elsewhere in cfg.precision."""
+    """An epoch of AdamW on the mean pair_loss, in place; in cfg.precision, but on CUDA in fp16 with
+    a gradient scaler: the classical recipe, to compare with."""
     precision = "fp16" if cfg.device.startswith("cuda") else cfg.precision
     scaler = torch.amp.GradScaler(torch.device(cfg.device).type, enabled=precision == "fp16")
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
@@ -435,15 +448,15 @@ def calibration_error(win_prob, bins=10):
 
 
 def validate(logits_w, logits_l, encoded, cfg):
-    """Metrics of held-out pairs, (B, K), (B, K). In loss and accuracy a prompt counts once, and
-    prompts are resampled; calibration and topics count pairs."""
+    """Metrics of held-out pairs, (B, K), (B, K). In loss and accuracy a dialogue counts once, and
+    dialogues are resampled; calibration and topics count pairs."""
     losses = pair_loss(logits_w.double(), logits_l.double(), cfg)
     win = win_probability(logits_w, logits_l).numpy().round(6)  # so that a tie is 0.5 exactly
     right = (win > 0.5) + 0.5 * (win == 0.5)
     longer = np.array([0.5 + np.sign(len(e.chosen) - len(e.rejected)) / 2 for e in encoded])
     uniform = torch.zeros(1, logits_w.shape[1])
-    keys = [e.key for e in encoded]
-    metrics = {"pairs": len(encoded), "prompts": len(set(keys))}
+    keys = [e.dialogue for e in encoded]
+    metrics = {"pairs": len(encoded), "dialogues": len(set(keys))}
     for name, values in (("loss", losses.numpy()), ("accuracy", right),
                          ("longer_accuracy", longer), ("gain_over_longer", right - longer)):
         means = [*group_means(values, keys).values()]
@@ -489,10 +502,11 @@ def make_reward_model(folder, cfg, setup):
         rm, metrics = fit_frozen(sft, train, cfg)
     else:
         torch.manual_seed(cfg.rm_seed)  # the weights of the new head are drawn here
+        # transformers reads the score at the last token that is not pad: not the end, therefore
+        pad = min(set(setup.chat.added) - {setup.chat.end}, default=0)
         rm = load_model(AutoModelForSequenceClassification, sft.name_or_path, cfg.device,
-                        ("score.weight",), ("lm_head.weight",),
-                        num_labels=SCORES if cfg.level == 2 else 1,
-                        pad_token_id=min(set(setup.chat.added) - {setup.chat.end}, default=0))
+                        new=("score.weight",), unused=("lm_head.weight",), pad_token_id=pad,
+                        num_labels=SCORES if cfg.level == 2 else 1)
         metrics = {}
         train_trunk(rm, train, cfg)
 
@@ -886,16 +900,6 @@ def encode_answer(chat, pair, text):
     return chat.answer(text)
 
 
-@dataclass(frozen=True)
-class EncodedPair:
-    prompt: list    # token ids, up to the opening of the answer
-    chosen: list    # token ids, with the end if it is finished
-    rejected: list
-    key: int        # of the prompt
-    dialogue: int   # of its first user turn
-    topic: str
-
-
 def encode_pairs(chat, pairs, max_len, what):
     """Pairs as tokens, ends where the data says `finished`. Where prompt, answer and end are longer
     than max_len for one answer, both are cut there and neither has an end: an end that only one of
@@ -956,7 +960,8 @@ def write_whole(path, text):
         os.replace(aside, path)
 
 
-NOT_COMPARED = ("sft", "data", "split", "rm", "out", "device", "micro_batch")  # digests are
+# of sft, data and rm digests are compared instead; the others do not change what is computed
+NOT_COMPARED = ("sft", "data", "split", "rm", "out", "device", "micro_batch")
 
 
 def claim_folder(folder, settings, contents, done):
@@ -982,7 +987,7 @@ def claim_folder(folder, settings, contents, done):
 
 
 def read_config(folder, contents=None):
-    """What FOLDER was made with; with the same SFT model as `contents`, if they are given."""
+    """What FOLDER was made with; refused if it was another SFT model than that of `contents`."""
     try:
         run = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["run"]
     except (OSError, ValueError, KeyError, TypeError) as error:

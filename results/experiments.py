@@ -27,9 +27,10 @@ sys.path.insert(0, str(ROOT))
 
 from reinforce import pick_logprobs, sample, uniforms  # noqa: E402
 from reward import (VAL_SHARE, Chat, Pair, RewardConfig, answer_features,  # noqa: E402
-                    answer_mean, distributional_loss, encode_pairs, find_sft, fit_penalised,
-                    group_means, hash_words, held_out_loss, load_model, load_pairs, load_reward_model,
-                    over_answers, pad_batch, prompt_weights, start, trunk_scores, validate)
+                    answer_mean, bootstrap, encode_pairs, find_sft, fit_penalised, group_means,
+                    hash_words, held_out_loss, load_model, load_pairs, load_reward_model,
+                    over_answers, pad_batch, prompt_weights, start, to_pair, trunk_scores, validate,
+                    win_probability)
 
 WORK = ROOT / "runs" / "samples"
 RANKINGS = ROOT / "results" / "rankings.jsonl"
@@ -145,6 +146,29 @@ def make_duels(evaluation, reader, first, second, prompts=64):
     write_sheets(f"{first}-{second}", rows, reader)
 
 
+def make_aligned(run, reader, prompts=64):
+    """Sheets of four answers of an aligned policy to held-out prompts that readers have ranked."""
+    _, chat = load_sft()
+    policy = load_model(AutoModelForCausalLM, Path(run) / "model", "cpu").requires_grad_(False)
+    chosen = [text for text, pair in all_prompts().items() if is_held_out(pair)]
+    chosen = sorted(chosen, key=lambda text: hash_words([text]))[:prompts]
+    path = WORK / f"aligned-{Path(run).name}.jsonl"
+    for start in range(0 if not path.exists() else prompts, prompts, 16):
+        texts = chosen[start:start + 16]
+        ids = [chat.prompt([{"role": "user", "content": text}]) for text in texts]
+        four = []
+        for number in range(4):
+            keys = [hash_words([text]) for text in texts]
+            numbers = uniforms(0, SAMPLE_STEP + 10 + number, keys, MAX_NEW)
+            four.append(sample(policy, ids, numbers, 0.7, chat.end))
+        for text, answers in zip(texts, zip(*four)):
+            append_line(path, {
+                "prompt": text, "arms": [Path(run).name] * 4,
+                "answers": [chat.tokenizer.decode(a, skip_special_tokens=True) for a in answers],
+                "finished": [a[-1] == chat.end for a in answers]})
+    write_sheets(path.stem, read_lines(path), reader)
+
+
 def read_ranking(line, answers=4):
     """`B>A=D>C` -> the place of each letter, best 0: {"B": 0, "A": 1, "D": 1, "C": 2}."""
     letters = line[0::2]
@@ -191,24 +215,31 @@ def agreed_pairs(rankings):
             if all(pair in ordered_pairs(other) for other in rankings[1:])]
 
 
+def as_row(prompt, ranking, i, j):
+    """Answer i over answer j in the data's format."""
+    answers = ranking["answers"]
+    finished = ranking["finished"]
+    return {"prompt": prompt, "chosen": answers[i], "rejected": answers[j],
+            "chosen_finished": finished[i], "rejected_finished": finished[j]}
+
+
 def bundle():
     """All pairs of every ranking (held-out: on which both readers agree) in the data's format."""
     with gzip.GzipFile(ROOT / "data" / "sample_pairs.jsonl.gz", "wb", mtime=0) as file:
         for prompt, rankings in sorted(by_prompt().items()):
-            row = rankings[0]
             for i, j in agreed_pairs(rankings):
-                record = {"prompt": prompt, "chosen": row["answers"][i],
-                          "rejected": row["answers"][j], "chosen_finished": row["finished"][i],
-                          "rejected_finished": row["finished"][j], "topic": row["topic"]}
-                file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
+                row = as_row(prompt, rankings[0], i, j) | {"topic": rankings[0]["topic"]}
+                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
 
 
 # ----- reward models: what they are fitted to, and on which pairs they are right -----
 
 LAYERS = (10, 15, 20, 25)  # of 30
-WIDTH = 576                # columns of features: LAYERS averaged over the answer, the last token of
-LAST, LOGPROB, LENGTH, FINISHED = (WIDTH * len(LAYERS) + i for i in (0, WIDTH, WIDTH + 1, WIDTH + 2))
-# layer 20, then the SFT model's mean log-prob at 0.7, tokens, and whether the answer ends
+WIDTH = 576
+LAST = WIDTH * len(LAYERS)  # columns of features: LAYERS averaged over the answer, its last token's
+LOGPROB = LAST + WIDTH      # state in layer 20, then the SFT model's mean log-prob at 0.7,
+LENGTH = LOGPROB + 1        # tokens,
+FINISHED = LENGTH + 1       # whether the answer ends
 
 
 def make_features(sft, end, prompt, answers):
@@ -290,17 +321,14 @@ def record_heldout(name, level, logits, part, **more):
 
 def preference(z_w, z_l):
     """1 where the first of two outputs (B, K) is preferred, -1 where the second, 0 at a tie."""
-    if z_w.shape[1] == 1:
-        return torch.sign(z_w - z_l)[:, 0].numpy()
-    win = (-distributional_loss(z_w.double(), z_l.double())).exp() - 0.5
-    return torch.sign(win * (win.abs() > 1e-6)).numpy()
+    return np.sign(win_probability(z_w.double(), z_l.double()).numpy().round(6) - 0.5)
 
 
 def fit_and_record(name, level, train, val, columns, mask, order, seed=0):
     """A frozen head on some columns of features, fitted to the pairs of `mask` in an order."""
     cfg = RewardConfig(level=level, rm_seed=seed)
     part = [e for e, m in zip(train[1], mask) if m]
-    folds = torch.tensor([e.key % 5 for e in part])
+    folds = torch.tensor([e.dialogue % 5 for e in part])
     x = train[2][:, columns]
     rows = order[torch.tensor(mask)]
     weight = prompt_weights(part, seed)
@@ -314,7 +342,8 @@ def fit_and_record(name, level, train, val, columns, mask, order, seed=0):
 
 
 def layer_columns(*layers):
-    return sum(([*range(LAYERS.index(n) * WIDTH, (LAYERS.index(n) + 1) * WIDTH)] for n in layers), [])
+    starts = [LAYERS.index(layer) * WIDTH for layer in layers]
+    return [column for start in starts for column in range(start, start + WIDTH)]
 
 
 def heads(level):
@@ -371,6 +400,33 @@ def held_out(name, folder):
     record_heldout(name, rm.level, over_answers(scores, val[1])[0], val)
 
 
+def aligned(name, folder, policy):
+    """A reward model on the pairs of an aligned policy's samples that both readers order alike."""
+    cfg = RewardConfig()
+    setup = start(cfg)
+    rm = load_reward_model(folder, setup, "cpu")
+    rankings = {}
+    for row in read_lines(SHEETS):
+        if row["arms"] == [policy] * 4:
+            rankings.setdefault(row["prompt"], []).append(row)
+    pairs = []
+    for prompt, both in rankings.items():
+        for i, j in agreed_pairs(both):
+            pairs.append(to_pair(as_row(prompt, both[0], i, j), "sheet"))
+    encoded = encode_pairs(setup.chat, pairs, cfg.max_len, "aligned")
+
+    def scores(prompt, answers):
+        return rm(answer_features(setup.sft, prompt, answers, rm.layer))
+
+    logits, rows = over_answers(scores, encoded)
+    right = (preference(logits[rows[:, 0]], logits[rows[:, 1]]) + 1) / 2
+    by_key = group_means(right, [e.key for e in encoded])
+    append_line(RUNS, {
+        "kind": "aligned", "name": name, "policy": policy, "level": rm.level,
+        "pairs": len(encoded), "accuracy": {str(k): round(a, 4) for k, a in by_key.items()}})
+    print(name, len(encoded), np.mean([*by_key.values()]), bootstrap([*by_key.values()]))
+
+
 def record(kind, name, folder):
     """A finished run of reinforce.py (policy) or reward.py (reward) as a line of runs.jsonl."""
     folder = Path(folder)
@@ -385,8 +441,10 @@ def record(kind, name, folder):
     append_line(RUNS, line)
 
 
-COMMANDS = {"samples": make_samples, "sheets": make_sheets, "duels": make_duels, "collect": collect, "bundle": bundle,
-            "heads": heads, "controls": controls, "held_out": held_out, "record": record}
+COMMANDS = {
+    "samples": make_samples, "sheets": make_sheets, "duels": make_duels, "collect": collect,
+    "aligned_sheets": make_aligned, "bundle": bundle, "heads": heads, "controls": controls,
+    "held_out": held_out, "aligned": aligned, "record": record}
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]

@@ -263,8 +263,31 @@ def readers_table():
         ["kappa (better, tied, worse)", f"{kappa(first, second):.2f}"], *likes])
 
 
+def sheets_table():
+    """Blind readers: how often the answer of an arm is preferred to that of another one."""
+    duels = {}
+    for row in read_lines("sheets.jsonl"):
+        if len(row["arms"]) == 2:
+            first, second = row["arms"]
+            verdict = int(np.sign(row["places"][0] - row["places"][1]))  # 1: the second one wins
+            duels.setdefault((first, second), {}).setdefault(row["reader"], {})[
+                row["prompt"]] = verdict
+    rows = []
+    for (first, second), readers in duels.items():
+        counts = []
+        for verdicts_of in readers.values():
+            count = Counter(verdicts_of.values())
+            counts.append(f"{count[1]}, {count[0]}, {count[-1]}")
+        shared = [[v[p] for v in readers.values()] for p in next(iter(readers.values()))]
+        rates = [[0.5 + np.mean(verdicts) / 2 for verdicts in shared]]
+        rows.append([f"{second} against {first}", " and ".join(counts),
+                     cell(np.mean(rates), interval(rates)),
+                     f"{kappa(*zip(*shared)):.2f}" if len(readers) == 2 else ""])
+    return markdown(["policies", "wins, ties, losses by each reader", "win rate", "kappa"], rows)
+
+
 TABLES = {"policies": policies_table, "rewards": rewards_table, "features": features_table,
-          "gains": gains_table, "readers": readers_table}
+          "gains": gains_table, "readers": readers_table, "sheets": sheets_table}
 
 
 def with_tables(text):
