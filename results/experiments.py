@@ -324,19 +324,23 @@ def preference(z_w, z_l):
     return np.sign(win_probability(z_w.double(), z_l.double()).numpy().round(6) - 0.5)
 
 
-def fit_and_record(name, level, train, val, columns, mask, order, seed=0):
-    """A frozen head on some columns of features, fitted to the pairs of `mask` in an order."""
+def fit_and_record(name, level, train, val, columns, mask, order, seed=0, share=None):
+    """A frozen head on some columns of features, fitted to the pairs of `mask` in an order; written
+    pairs have a share of the weight, or as much as prompts that count once give them."""
     cfg = RewardConfig(level=level, rm_seed=seed)
     part = [e for e, m in zip(train[1], mask) if m]
     folds = torch.tensor([e.dialogue % 5 for e in part])
     x = train[2][:, columns]
     rows = order[torch.tensor(mask)]
     weight = prompt_weights(part, seed)
+    written = torch.tensor(is_written(train[0])[mask])
+    if share:
+        weight = torch.where(written, weight / weight[written].sum() * share,
+                             weight / weight[~written].sum() * (1 - share))
     W, b, penalty = fit_penalised(x, rows, weight, folds, cfg)
     z = (x - x.mean(0)) / x.std(0).clamp(min=1e-6)
     loss = held_out_loss(z, rows, weight, folds, cfg, penalty)
-    ranked = {e.key for e, w in zip(part, is_written([p for p, m in zip(train[0], mask) if m]))
-              if not w}
+    ranked = {e.key for e, w in zip(part, written) if not w}
     record_heldout(name, level, val[2][:, columns] @ W + b, val, bootstrap=seed, penalty=penalty,
                    fold_loss=loss, ranked_prompts=len(ranked))
 
@@ -367,6 +371,9 @@ def heads(level):
         chosen = set(prompts[:n])
         few = np.array([e.key in chosen for e in train[1]])
         fit_and_record(f"both, {n} ranked prompts", level, train, val, default, written | few, rows)
+    for share in (0.2, 0.5, 0.8):
+        fit_and_record(f"both, written pairs {share} of the weight", level, train, val, default,
+                       everything, rows, share=share)
     if level == 1:
         last = [*range(LAST, LAST + WIDTH)]
         for name, columns in (

@@ -183,22 +183,22 @@ def features_table():
 
 
 def gains_table():
-    """Paired differences of accuracy on held-out pairs of samples and on written ones."""
-    both = {level: [x for x in reward_lines() if x["name"] == "both" and x["level"] == level]
-            for level in (1, 2)}
-    rows = []
+    """Paired differences to the head fitted to both, on held-out pairs of samples and written."""
+    groups = {}
     for line in reward_lines():
-        others = [x for x in reward_lines() if (x["name"], x["level"]) == (
-            line["name"], line["level"])]
-        if line["name"] == "both" or is_feature(line) or is_curve(line) or line is not others[0]:
-            continue
-        for level in (1, 2) if is_control(line) else (line["level"],):
+        if not is_feature(line) and not is_curve(line):
+            groups.setdefault((line["name"], line["level"]), []).append(line)
+    rows = []
+    for (name, own_level), lines in groups.items():
+        for level in (1, 2):
+            if name == "both" or not is_control(lines[0]) and level != own_level:
+                continue
             cells = []
             for kind in PAIRS[::3]:
-                a = accuracies(both[level], kind)
-                difference = a - accuracies(others, kind).mean(0)
+                difference = accuracies(groups["both", level], kind) - accuracies(
+                    lines, kind).mean(0)
                 cells.append(cell(difference.mean(), interval(difference), "+"))
-            rows.append([f"both minus {line['name']}", str(level), *cells])
+            rows.append([f"both minus {name}", str(level), *cells])
     return markdown(["paired difference", "level", *PAIRS[::3]], rows)
 
 
@@ -209,16 +209,16 @@ def draw_learning(path):
     from matplotlib import pyplot
     figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
     for level, color in ((1, "tab:blue"), (2, "tab:orange")):
-        points = []
-        for line in reward_lines():
-            n = 0 if line["name"] == "written pairs" else line.get("ranked_prompts")
-            if line["level"] == level and n is not None and line["bootstrap"] == 0:
-                a = accuracies([line], "samples")
-                points.append((n, a.mean(), *interval(a)))
-        n, mean, low, high = np.array(sorted(points)).T
-        axis.plot(n, mean, "o-", color=color, label=f"level {level}")
-        axis.fill_between(n, low, high, color=color, alpha=0.15)
-    axis.set_xscale("symlog", linthresh=60)
+        lines = [line for line in reward_lines() if line["level"] == level and (
+            is_curve(line) or line["name"] == "written pairs"
+            or line["name"] == "both" and line["bootstrap"] == 0)]
+        lines.sort(key=lambda line: line["ranked_prompts"])
+        right = [accuracies([line], "samples") for line in lines]
+        low, high = np.array([interval(a) for a in right]).T
+        axis.plot([a.mean() for a in right], "o-", color=color, label=f"level {level}")
+        axis.fill_between(range(len(lines)), low, high, color=color, alpha=0.15)
+        axis.set_xticks(range(len(lines)), [str(line["ranked_prompts"]) for line in lines])
+    axis.axhline(0.5, color="0.7", linestyle=":")
     axis.set(xlabel="ranked training prompts (four answers each), beside 340 written pairs",
              ylabel="accuracy, held-out pairs of samples")
     axis.legend()
