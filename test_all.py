@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections import Counter
 from dataclasses import fields, replace
 from datetime import datetime
 from functools import partial
@@ -1063,6 +1064,27 @@ def test_a_ranking_line_is_read_as_places_and_pairs():
     for line in ("A>B>C", "A>B>C>C", "A<B>C>D"):
         with pytest.raises(ValueError):
             experiments.read_ranking(line)
+
+
+def test_a_blind_sheet_tells_no_sides_and_is_unblinded_right(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "WORK", tmp_path)
+    monkeypatch.setattr(experiments, "SHEETS", tmp_path / "sheets.jsonl")
+    rows = [{"prompt": f"p{i}", "arms": ["sft", "l1"], "answers": [f"bad {i}", f"good {i}"],
+             "finished": [True, i % 2 == 0]} for i in range(60)]
+    experiments.write_sheets("duel", rows, "A")
+    places = Counter()
+    for sheet in tmp_path.glob("*.md"):
+        text = sheet.read_text()
+        assert "sft" not in text and "l1" not in text
+        found = re.findall(r"## (\d+)\n\nRequest: p\d+\n\nA: (\w+)", text)
+        places.update(first for _, first in found)
+        sheet.with_suffix(".ranked").write_text("\n".join(
+            f"{number}: {'A>B' if first == 'good' else 'B>A'}" for number, first in found))
+    experiments.collect()
+    experiments.collect()  # twice adds nothing
+    read = [json.loads(line) for line in open(tmp_path / "sheets.jsonl")]
+    assert len(read) == 60 and all(row["places"] == [1, 0] for row in read)
+    assert 15 < places["good"] < 45  # sides are drawn
 
 
 def test_the_bundled_pairs_are_those_that_the_rankings_say():
