@@ -4,9 +4,9 @@ r"""Seeded evaluation: every policy answers the same held-out prompts with the s
                    --rewards runs/demo_pairs-reward1 runs/demo_pairs-reward2 --seeds 0 1 2
 
 For each policy and each reward model: the mean score, the paired difference to the SFT model, and
-the share of answers that win against its answers. For each policy: KL, perplexity under the SFT
-model, length, share of answers that end, repetition. The SFT model is always the first row. Scores
-are computed in float32. Scoring a policy by a reward model it was not trained on ("cross-scoring")
+the share of answers that score above the SFT model's to the same prompt and seed (a tie: half). For
+each policy: KL, perplexity under the SFT model, length, share of answers that end, repetition. The
+SFT model is always the first row. Scores are computed in float32. Scoring a policy by a reward model it was not trained on ("cross-scoring")
 shows whether it learnt what people prefer, or what its own reward model likes.
 
 Left out, and why: a language model as judge. It needs one; OUT.json holds every answer and score.
@@ -156,6 +156,8 @@ def markdown(result):
 
 def main(cfg):
     cfg = replace(cfg, seeds=cfg.seeds or [0])
+    if min(cfg.seeds) < 0:
+        raise InputError(f"seeds are {cfg.seeds}; give numbers from 0 on")
     folders = cfg.rewards or []
     if not folders or len({Path(folder).name for folder in folders}) < len(folders):
         raise InputError(f"rewards are {cfg.rewards}; give --rewards FOLDER ... of different names")

@@ -25,7 +25,7 @@ random numbers, and says whether the held-out score rose. The README says what t
 Left out, and why:
  1. Ratio, clipping, several epochs a batch (PPO, RLOOTrainer): with one update the ratio is 1.
  2. Value network, GAE: the answer is one action, and the baseline is one number.
- 3. Several answers a prompt (RLOO, GRPO): the moving average needs one.
+ 3. Several answers a prompt (RLOO, GRPO): a moving average makes do with one.
  4. top-k, top-p, penalties: answers come from the very distribution that is trained.
  5. Whitening of advantages: the batch mean holds the answer's own reward, and the unit sets the
     scale already.
@@ -112,7 +112,8 @@ class ReinforceConfig(RewardConfig):
     lr: float = setting(1e-5, "Adam, after a warm-up over a tenth of the steps")
     beta: float = setting(0.1, "of the KL term, in SFT score spreads per nat")
     eos_penalty: float = setting(1.0, "off an answer that does not end, in spreads")
-    baseline: Literal["ema", "mean", "none"] = setting("ema", "of past rewards: moving, all, 0")
+    baseline: Literal["ema", "mean", "none"] = setting(
+        "ema", "ema: moving average of past rewards, mean: average of all of them, none: 0")
     decay: float = setting(0.9, "share of its value that the ema keeps a step")
     clip: float = setting(1.0, "limit of the gradient norm")
     calibration: int | None = setting(None, "SFT answers that set the unit of reward")
@@ -315,7 +316,7 @@ def train_policy(policy, optimizer, sft, rm, prompts, keys, state, chat, cfg, do
         if not all(math.isfinite(value) for value in (norm, *m.values())):
             raise InputError(f"step {step + 1}: gradient norm {norm}, reward {m['reward']}: not "
                              "finite; start again in another --out with a lower --lr, or with "
-                             "--precision fp32")
+                             "--precision fp32 and --rm the folder of this reward model")
         optimizer.param_groups[0]["lr"] = cfg.lr * min(1, (step + 1) / max(1, cfg.steps // 10))
         optimizer.step()
         optimizer.zero_grad()
@@ -327,7 +328,7 @@ def train_policy(policy, optimizer, sft, rm, prompts, keys, state, chat, cfg, do
 
         # one line and, every ten steps, one answer
         metrics = {"step": step + 1, "score": m["score"], "reward": m["reward"], "kl": m["kl"],
-                   "baseline": b.item(), "entropy": -m["logp"] / m["length"],
+                   "baseline": b.item(), "entropy": -m["logp"] / m["length"],  # an estimate
                    "advantage_sd": math.sqrt(max(0.0, m["square"] - m["reward"] ** 2)),
                    "length": m["length"], "ended": m["ended"], "grad_norm": norm,
                    "seconds": time.perf_counter() - began}
@@ -383,7 +384,7 @@ def calibrate(sft, rm, prompts, keys, chat, cfg):
     sft_distribution = logits.softmax(-1).mean(0)                                      # (K,)
     score = read_scores(logits, sft_distribution, cfg)                                 # (2n,)
     ended = torch.tensor([float(a[-1] == chat.end) for a in y])
-    unit = score.std().item()  # not within prompts: one baseline serves all of them
+    unit = score.std().item()  # between prompts too, as one baseline serves all of them
     within = ((score[:n] - score[n:]) ** 2 / 2).mean().sqrt().item()
     print(f"calibration: {len(x)} SFT answers score {score.mean():.3f} +- {unit:.3f} (+- "
           f"{within:.3f} among answers to one prompt); {ended.mean():.2f} of them end")
@@ -402,7 +403,8 @@ def compare(sft, aligned, same):
 
     same: (S, N), the two answers are equal, a tie whatever the rounding of their scores. The prompt
     is the unit of both intervals: several answers to it are averaged first. They are about new
-    prompts, for this policy and this reward model, not about another seed of training."""
+    prompts (several of one dialogue count as independent), for this policy and reward model, not
+    about another seed of training."""
     d = (aligned - sft).double().masked_fill(same, 0.0)                          # (S, N)
     won = (d > 0).double() + (d == 0).double() / 2
     return {"n": d.shape[1], "answers": d.numel(), "sft": sft.mean().item(),

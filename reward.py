@@ -5,12 +5,13 @@
 
 First of three files; read on with reinforce.py and eval.py. The reward model is a linear map of one
 vector an answer: the hidden states of one layer (two thirds up) of the frozen SFT model, averaged
-over the answer's tokens. It is fitted in seconds and memorises less than a fine-tuned model;
-`--trunk trained` trains all weights instead. After the settings stands the method: losses, reward
-model, validation. What reads data and models from outside follows; take it on trust at first.
+over the answer's tokens. After one pass over the answers it is fitted in seconds, and it memorises
+less than a fine-tuned model; `--trunk trained` trains all weights instead. After the settings
+stands the method: losses, reward model, validation. What reads data and models from outside
+follows; take it on trust at first.
 
 Left out, and why: margins, centering and ensembles (level 2 says "how sure?" with a distribution);
-checkpoints of `--trunk trained` (a killed epoch starts again, and ends in the same numbers).
+checkpoints (a killed fit or epoch starts again, and ends in the same numbers).
 
 Shapes: B pairs or answers, N all answers, P prompt tokens, T answer tokens, L = P + T, D hidden
 width, K scores (1 at level 1, 10 at level 2).
@@ -74,10 +75,10 @@ def setting(default, help):
 
 
 def has_bf16(device):
-    """Whether the hardware multiplies bfloat16; elsewhere it is many times slower."""
+    """Whether the hardware multiplies bfloat16 (a CPU: AVX512_BF16); elsewhere it is slower."""
     if device.startswith("cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 def complete(cfg):
@@ -109,8 +110,9 @@ class RewardConfig:
     rm: str | None = setting(None, "reward model folder (default runs/DATA-rewardLEVEL)")
     device: str | None = setting(None, "cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     precision: Literal["fp32", "bf16"] | None = setting(
-        None, "of products in training (default: bf16 where the hardware has it)")
-    micro_batch: int | None = setting(None, "texts a forward pass: less memory, same gradient")
+        None, "of products in training and of the weights that sample (default: bf16 where the "
+              "hardware has it); a trained trunk on CUDA: always fp16")
+    micro_batch: int | None = setting(None, "texts a pass (four times as many in sampling)")
     pairs: int | None = setting(None, "training pairs at most")
     val_pairs: int | None = setting(None, "validation pairs at most")
     max_len: int | None = setting(None, "tokens of prompt and answer; longer answers are cut")
@@ -235,8 +237,8 @@ class EncodedPair:
     prompt: list    # up to the opening of the answer
     chosen: list    # with the end, if it is finished
     rejected: list
-    key: int        # of the whole prompt: equal weight in the fit
-    dialogue: int   # of its first user turn: split, folds, intervals; later turns hold answers
+    key: int        # hash of the whole prompt; each prompt weighs the same in the fit
+    dialogue: int   # hash of its first user turn, for split and folds: later turns hold answers
     topic: str
 
 
@@ -252,8 +254,9 @@ def answer_features(sft, prompt, answers, layer):
     cache = DynamicCache(config=sft.config)
     config = sft.base_model.config.get_text_config()
     layers = config.num_hidden_layers
-    # the last state that a model returns has gone through its final norm, so run one layer more;
-    # models that do not heed this number run all their layers, with the same result
+    # states[layer] is what comes out of so many layers; the last state that a model returns has
+    # gone through its final norm, so run one layer more, if there is one. Models that do not heed
+    # this number run all their layers, with the same result
     config.num_hidden_layers = min(layer + 1, layers)
     sft.base_model(torch.tensor([prompt], device=sft.device), past_key_values=cache)
     cache.batch_repeat_interleave(len(answers))
@@ -290,9 +293,9 @@ def fit_head(x, pairs, weight, cfg, penalty, iterations):
 
     x: (N, D) standardised features; pairs: (B, 2) rows of the chosen and the rejected answer;
     weight: (B,), sums to 1. Returns W (D, K) and b (K,): the minimum at level 1, a local one at
-    level 2. The search is for V, W = M V, M M' = H^-1, where H = sum_i weight_i d_i d_i' / 4 +
-    penalty I, d_i = x_w - x_l, is the Hessian of the level-1 loss at W = 0: in these coordinates
-    it is nearly round, and tens of iterations do instead of thousands; level 2 uses the same."""
+    level 2. The search is for V, where W = M V and M M' = H^-1. H = sum_i weight_i d_i d_i' / 4 +
+    penalty I, with d_i = x_w - x_l, is the Hessian of the level-1 objective at W = 0. In V it is
+    the identity there, so tens of iterations do instead of thousands. Level 2 borrows this M."""
     outputs = SCORES if cfg.level == 2 else 1
     d = x[pairs[:, 0]] - x[pairs[:, 1]]                                          # (B, D)
     values, basis = torch.linalg.eigh((weight[:, None] * d).T @ d)
@@ -329,7 +332,7 @@ def prompt_weights(encoded, seed):
 
 
 def held_out_loss(x, pairs, weight, folds, cfg, penalty):
-    """Mean pair_loss of all pairs, each under a head that was fitted to the other folds."""
+    """Weighted mean of pair_loss, each pair under a head that was fitted to the other folds."""
     total = 0.0
     for fold in folds.unique():
         test = folds == fold
@@ -345,7 +348,7 @@ def held_out_loss(x, pairs, weight, folds, cfg, penalty):
 
 
 def fit_penalised(x, pairs, weight, folds, cfg):
-    """fit_head of raw features x (N, D) with the penalty that does best on prompts left out ->
+    """fit_head of raw features x (N, D) with the penalty that does best on dialogues left out ->
     W (D, K), b (K,), penalty. The features are standardised; W and b fit the raw ones."""
     mean = x.mean(0)
     scale = x.std(0).clamp(min=1e-6)
@@ -388,8 +391,8 @@ def trunk_scores(rm, prompts, answers):
 
 
 def train_trunk(model, encoded, cfg):
-    """An epoch of AdamW on the mean pair_loss, in place; in cfg.precision, but on CUDA in fp16 with
-    a gradient scaler: the classical recipe, to compare with."""
+    """An epoch of AdamW on the weighted mean of pair_loss, in place; in cfg.precision, but on CUDA
+    in fp16 with a gradient scaler: the classical recipe, to compare with."""
     precision = "fp16" if cfg.device.startswith("cuda") else cfg.precision
     scaler = torch.amp.GradScaler(torch.device(cfg.device).type, enabled=precision == "fp16")
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
@@ -455,11 +458,11 @@ def validate(logits_w, logits_l, encoded, cfg):
     right = (win > 0.5) + 0.5 * (win == 0.5)
     longer = np.array([0.5 + np.sign(len(e.chosen) - len(e.rejected)) / 2 for e in encoded])
     uniform = torch.zeros(1, logits_w.shape[1])
-    keys = [e.dialogue for e in encoded]
-    metrics = {"pairs": len(encoded), "dialogues": len(set(keys))}
+    dialogues = [e.dialogue for e in encoded]
+    metrics = {"pairs": len(encoded), "dialogues": len(set(dialogues))}
     for name, values in (("loss", losses.numpy()), ("accuracy", right),
                          ("longer_accuracy", longer), ("gain_over_longer", right - longer)):
-        means = [*group_means(values, keys).values()]
+        means = [*group_means(values, dialogues).values()]
         metrics |= {name: np.mean(means), name + "_interval": bootstrap(means)}
     metrics["chance_loss"] = pair_loss(uniform, uniform, cfg).item()
     metrics["calibration_error"] = calibration_error(win)
@@ -960,7 +963,7 @@ def write_whole(path, text):
         os.replace(aside, path)
 
 
-# of sft, data and rm digests are compared instead; the others do not change what is computed
+# sft, data with split, and rm are compared by digest; the others change rounding at most
 NOT_COMPARED = ("sft", "data", "split", "rm", "out", "device", "micro_batch")
 
 
@@ -1069,7 +1072,7 @@ def run_cli(main, settings, doc):
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        print("stopped; give the same command again to resume", file=sys.stderr)
         sys.exit(130)
 
 

@@ -147,7 +147,7 @@ def make_duels(evaluation, reader, first, second, prompts=64):
 
 
 def make_aligned(run, reader, prompts=64):
-    """Sheets of four answers of an aligned policy to held-out prompts that readers have ranked."""
+    """Sheets of four answers of an aligned policy to held-out prompts."""
     _, chat = load_sft()
     policy = load_model(AutoModelForCausalLM, Path(run) / "model", "cpu").requires_grad_(False)
     chosen = [text for text, pair in all_prompts().items() if is_held_out(pair)]
