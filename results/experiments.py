@@ -6,7 +6,7 @@
     python results/experiments.py bundle             # rankings.jsonl -> data/sample_pairs.jsonl.gz
     python results/experiments.py heads 1            # frozen heads of level 1 -> runs.jsonl
     python results/experiments.py duels runs/eval.json A sft l1    # sheets of two policies
-    python results/experiments.py record policy l1 runs/demo_pairs-level1    # -> runs.jsonl
+    python results/experiments.py record l1 runs/demo_pairs-level1    # a run -> runs.jsonl
 
 Samples, sheets and features go to runs/samples, which is not committed; rankings.jsonl, which holds
 the ranked answers themselves, and runs.jsonl, a line for each result, are.
@@ -25,7 +25,8 @@ from transformers import AutoModelForCausalLM
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from reinforce import pick_logprobs, sample, uniforms  # noqa: E402
+from reinforce import (EVAL_STEP, ReinforceConfig, answer_all, pick_logprobs,  # noqa: E402
+                       sample, uniforms, usable_prompts)
 from reward import (VAL_SHARE, Chat, Pair, RewardConfig, answer_features,  # noqa: E402
                     answer_mean, bootstrap, encode_pairs, find_sft, fit_penalised, group_means,
                     hash_words, held_out_loss, load_model, load_pairs, load_reward_model,
@@ -131,6 +132,24 @@ def make_sheets(reader, part):
         rows = rows[:DOUBLE]
     rows = [r for r in rows if (r["prompt"], reader) not in ranked]
     write_sheets(f"{part}-{len(ranked)}", rows, reader)
+
+
+def cooled(temperature, out, *runs):
+    """Answers of the SFT model and of policies (NAME=RUN) at another temperature than that of
+    training, to the first held-out prompts with the random numbers of the verdict, as make_duels
+    reads them."""
+    cfg = ReinforceConfig(temperature=float(temperature), eval_prompts=64)
+    setup = start(cfg)
+    prompts, keys = usable_prompts(setup.chat, setup.val, cfg, "evaluation")
+    policies = {"sft": setup.sft}
+    for item in runs:
+        name, _, run = item.partition("=")
+        policies[name] = load_model(AutoModelForCausalLM, Path(run) / "model", cfg.device)
+    answers = {}
+    for name, policy in policies.items():
+        y = answer_all(policy, prompts[:64], keys[:64], cfg.seed, EVAL_STEP, cfg, setup.chat.end)
+        answers[f"{name} at {temperature}"] = [setup.chat.tokenizer.batch_decode(y)]
+    Path(out).write_text(json.dumps({"prompts": keys[:64], "answers": answers}))
 
 
 def make_duels(evaluation, reader, first, second, prompts=64):
@@ -434,24 +453,20 @@ def aligned(name, folder, policy):
     print(name, len(encoded), np.mean([*by_key.values()]), bootstrap([*by_key.values()]))
 
 
-def record(kind, name, folder):
-    """A finished run of reinforce.py (policy) or reward.py (reward) as a line of runs.jsonl."""
+def record(name, folder):
+    """A finished run of reinforce.py as a line of runs.jsonl."""
     folder = Path(folder)
-    file = {"policy": "verdict", "reward": "metrics"}[kind]
-    result = json.loads((folder / f"{file}.json").read_text(encoding="utf-8"))
-    line = {"kind": kind, "name": name, file: result}
+    line = {"kind": "policy", "name": name}
+    line["verdict"] = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
     line["run"] = json.loads((folder / "config.json").read_text(encoding="utf-8"))["run"]
-    if kind == "policy":
-        line["steps"] = read_lines(folder / "metrics.jsonl")
-    else:
-        line["pairs"] = "all"
+    line["steps"] = read_lines(folder / "metrics.jsonl")
     append_line(RUNS, line)
 
 
 COMMANDS = {
     "samples": make_samples, "sheets": make_sheets, "duels": make_duels, "collect": collect,
-    "aligned_sheets": make_aligned, "bundle": bundle, "heads": heads, "controls": controls,
-    "held_out": held_out, "aligned": aligned, "record": record}
+    "cooled": cooled, "aligned_sheets": make_aligned, "bundle": bundle, "heads": heads,
+    "controls": controls, "held_out": held_out, "aligned": aligned, "record": record}
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]

@@ -18,11 +18,27 @@ rewards() {
   python results/experiments.py heads 2
 }
 
-main() {      # the README's command, both levels
+main() {      # the README's command, both levels; then sheets of the policies against the SFT model
   for level in 1 2; do
     python reinforce.py --level $level
-    python results/experiments.py record policy "level $level" runs/demo_pairs-level$level
-    python results/experiments.py record reward "default, level $level" runs/demo_pairs-reward$level
+    python results/experiments.py record "level $level" runs/demo_pairs-level$level
+  done
+  python eval.py --policies l1=runs/demo_pairs-level1 l2=runs/demo_pairs-level2 \
+    --rewards runs/demo_pairs-reward1 runs/demo_pairs-reward2 --eval_prompts 64
+  python results/experiments.py cooled 0.4 runs/cooled.json l1=runs/demo_pairs-level1 l2=runs/demo_pairs-level2
+  for reader in A B; do
+    for policy in l1 l2; do
+      python results/experiments.py duels runs/eval.json $reader sft $policy
+      python results/experiments.py duels runs/cooled.json $reader "sft at 0.4" "$policy at 0.4"
+    done
+    python results/experiments.py aligned_sheets runs/demo_pairs-level1 $reader
+  done
+}
+
+read_back() { # once the sheets are read
+  python results/experiments.py collect
+  for level in 1 2; do
+    python results/experiments.py aligned "level $level" runs/demo_pairs-reward$level demo_pairs-level1
   done
 }
 
