@@ -286,8 +286,20 @@ def sheets_table():
     return markdown(["policies", "wins, ties, losses by each reader", "win rate", "kappa"], rows)
 
 
-TABLES = {"policies": policies_table, "rewards": rewards_table, "features": features_table,
-          "gains": gains_table, "readers": readers_table, "sheets": sheets_table}
+def aligned_table():
+    """Reward models on pairs of an aligned policy's own samples that both readers order alike."""
+    rows = []
+    for line in read_lines("runs.jsonl"):
+        if line["kind"] == "aligned":
+            a = [[*line["accuracy"].values()]]
+            rows.append([line["name"], line["policy"], str(line["pairs"]),
+                         cell(np.mean(a), interval(a))])
+    return markdown(["reward model", "samples of", "pairs", "accuracy"], rows)
+
+
+TABLES = {"policies": policies_table, "aligned": aligned_table, "rewards": rewards_table,
+          "features": features_table, "gains": gains_table, "readers": readers_table,
+          "sheets": sheets_table}
 
 
 def with_tables(text):
