@@ -119,7 +119,8 @@ def ours_step(cfg, work, clock, trunk="frozen", parts_in=None):
     rm.layer = round(sft.config.num_hidden_layers * 2 / 3)
     if trunk == "trained":
         rm = whole_reward_model(cfg, work)
-    averages = [reinforce.Baseline("ema", cfg.decay, x) for x in (torch.zeros(()), torch.ones(1))]
+    rm.trunk = trunk
+    averages = [reinforce.MovingAverage("ema", 0.9, x) for x in (torch.zeros(()), torch.ones(1))]
     state = reinforce.State(0, 1.0, torch.ones(1), *averages)
     reinforce.train_policy(policy, optimizer, sft, rm.requires_grad_(False), work.prompts,
                            work.keys, state, reward.Chat(cfg.sft), cfg, clock.done)
@@ -243,8 +244,8 @@ def main():
     cfg = replace(cfg, level=1, lr=1e-6, steps=work.repeats + 1, val_pairs=1,
                   sft=reward.find_sft(cfg), data=cfg.data or reward.BUNDLED_DATA)
     chat = reward.Chat(cfg.sft)
-    chat.tokenizer.pad_token_id = chat.pad  # not the end, where a reward model reads its score
-    work.end, work.pad, work.tokenizer = chat.end, chat.pad, chat.tokenizer
+    work.end, work.pad, work.tokenizer = chat.end, min(set(chat.added) - {chat.end}), chat.tokenizer
+    chat.tokenizer.pad_token_id = work.pad  # not the end, where a reward model reads its score
     pairs = {p.key: p for p in reward.load_pairs(cfg)[0] if all(p.finished) and cfg.max_len > len(
         [*chat.prompt(p.messages), *chat.answer(p.chosen + p.rejected), chat.end])}  # none is cut
     pairs = list(pairs.values())[:cfg.pairs]  # one a prompt
