@@ -102,7 +102,7 @@ def read_scores(logits, past, cfg):
 @dataclass(frozen=True)
 class ReinforceConfig(RewardConfig):
     out: str | None = setting(None, "run folder (default runs/DATA-levelLEVEL)")
-    readout: Literal[tuple(READOUTS)] = setting("mean", "level 2: distribution -> reward")
+    readout: Literal[tuple(READOUTS)] = setting("mean", "level 2: distribution -> score")
     risk: float = setting(0.5, "lambda of variance and entropy, alpha of entropic")
     temperature: float = setting(0.7, "of the policy and of the SFT model, everywhere")
     steps: int | None = setting(None, "updates")
@@ -276,10 +276,10 @@ def prompt_batches(n, size, steps, seed):
 @dataclass
 class State:
     """What the loop carries from step to step besides policy and optimizer."""
-    step: int                 # updates done
-    unit: float               # spread of the SFT model's scores
-    sft_distribution: torch.Tensor  # (K,) mean score distribution of the SFT model's answers
-    baseline: MovingAverage        # of rewards
+    step: int                         # updates done
+    unit: float                       # spread of the SFT model's scores
+    sft_distribution: torch.Tensor    # (K,) mean score distribution of the SFT model's answers
+    baseline: MovingAverage           # of rewards
     past_distribution: MovingAverage  # (K,), of the scores: what the readout `win` compares with
 
 
@@ -300,7 +300,7 @@ def train_policy(policy, optimizer, sft, rm, prompts, keys, state, chat, cfg, do
         # one answer to each prompt, its score, and r in SFT spreads
         y = answer_all(policy, x, [keys[i] for i in mine], cfg.seed, step, cfg, chat.end)
         logits, ref_logp = judge(rm, sft, x, y, cfg, cfg.precision)              # (B, K), (B,)
-        score = read_scores(logits, state.past_distribution.value, cfg)                # (B,)
+        score = read_scores(logits, state.past_distribution.value, cfg)          # (B,)
         ended = torch.tensor([float(a[-1] == chat.end) for a in y])              # (B,)
         r = score / state.unit - cfg.eos_penalty * (1 - ended)                   # (B,)
 
@@ -381,8 +381,8 @@ def calibrate(sft, rm, prompts, keys, chat, cfg):
         y += answer_all(sft, prompts[:n], keys[:n], cfg.seed, CALIBRATION_STEP + i, cfg,
                         chat.end)
     logits, _ = judge(rm, sft, x, y, cfg)                                        # (2n, K)
-    sft_distribution = logits.softmax(-1).mean(0)                                      # (K,)
-    score = read_scores(logits, sft_distribution, cfg)                                 # (2n,)
+    sft_distribution = logits.softmax(-1).mean(0)                                # (K,)
+    score = read_scores(logits, sft_distribution, cfg)                           # (2n,)
     ended = torch.tensor([float(a[-1] == chat.end) for a in y])
     unit = score.std().item()  # between prompts too, as one baseline serves all of them
     within = ((score[:n] - score[n:]) ** 2 / 2).mean().sqrt().item()

@@ -179,7 +179,7 @@ def encoded_pairs(keys):
     for i, key in enumerate(keys):
         w, l = (rng.integers(3, 64, rng.integers(1, 5)).tolist() for _ in range(2))
         end = [END] if i % 3 else []
-        encoded.append(EncodedPair([1] * (key % 4) + [key], w + end, l + end, key, key + 1,
+        encoded.append(EncodedPair([1] * (key % 4) + [key], w + end, l + end, key, key // 2,
                                    "abc"[key % 3]))
     return encoded
 
@@ -208,7 +208,7 @@ def test_a_frozen_reward_model_is_a_linear_map_with_the_best_penalty_by_prompts(
     near(held_out_loss(x, pairs, weight, keys % 5, cfg, 0.3), expected, 1e-3)
 
     def least_at_1(x, pairs, weight, folds, cfg, penalty):
-        assert torch.equal(folds, (keys + 1) % 5)  # by dialogue
+        assert torch.equal(folds, keys // 2 % 5)  # by dialogue
         return abs(penalty - 1.0)
     monkeypatch.setattr("reward.held_out_loss", least_at_1)
     W, b = fit_head(x, pairs, weight, cfg, 1.0, 200)
@@ -249,7 +249,7 @@ def test_validation_is_a_loop_over_prompts_and_their_pairs(level, K):
         right = 0.5 if abs(win - 0.5) < 1e-6 else float(win > 0.5)
         longer = 0.5 + 0.5 * np.sign(len(e.chosen) - len(e.rejected))
         loss = pair_loss(z_w[None], z_l[None], cfg).item()
-        prompts.setdefault(e.key, []).append([loss, right, longer, right - longer])
+        prompts.setdefault(e.dialogue, []).append([loss, right, longer, right - longer])
         topics.setdefault(e.topic, []).append(right)
         sure = max(win, 1 - win)
         bins.setdefault(int(sure * 20 + 1e-6), []).append(sure - right)
@@ -599,6 +599,7 @@ TOY = [{"prompt": f"say {i}", "chosen": "aa" + "abc"[i % 3] * 5, "rejected": "z"
     ("system_in_chosen", talk(SYSTEM, ASK, prompt="How far is it?"), [SYSTEM, ASK]),
     ("system_in_prompt", talk(ASK, prompt=[SYSTEM, ASK]), [SYSTEM, ASK]),
     ("multi_turn_chosen", talk(*THREE, prompt="How far is it?"), THREE),
+    ("no_ratings", ROW | {"chosen_rating": "", "rejected_score": math.nan}, [ASK]),
     ("dict_answer", ROW | {"chosen": YES, "rejected": NO}, [ASK]), ("implicit", talk(ASK), [ASK]),
     ("hh_raw", {"chosen": HUMAN + " Two miles.", "rejected": HUMAN + " far"}, THREE),
     ("hh_prompt", ROW | {"prompt": HUMAN}, THREE), ("parts", talk(prompt=[PARTS]), [ASK])])
@@ -776,7 +777,8 @@ def test_an_end_stands_where_both_fit_and_are_finished_and_one_in_the_text_is_of
     row = {"prompt": "p", "chosen": "good, it is<|im_end|>", "rejected": "bad"}
     for max_len in range(42, 62):
         finished = max_len % 3 > 0
-        (encoded,), chat = encode(row | {"rejected_finished": finished}, max_len=max_len)
+        said = finished if max_len % 2 else str(finished)  # as JSON and as CSV have it
+        (encoded,), chat = encode(row | {"rejected_finished": said}, max_len=max_len)
         good, bad = chat.answer("good, it is"), chat.answer("bad")
         room = max_len - len(encoded.prompt)
         ends = [[END], [END] * finished] if len(good) < room else [[], []]
@@ -815,7 +817,7 @@ def test_a_run_folder_is_known_by_what_the_run_depends_on_not_by_spellings(tmp_p
     chats = [chat_of(make_tokenizer()), chat_of(make_tokenizer(PLAIN))]
     first = identity(chats[0], make_model(), "d")
     run, here = tmp_path / "run", vars(outside(sft="sft", data=["a.jsonl"]))
-    there = here | {"sft": "/x/sft/", "data": ["b.jsonl"], "out": "./run"}
+    there = here | {"sft": "/x/sft/", "data": ["b.jsonl"], "out": "./run", "micro_batch": 3}
     assert [claim_folder(run, spelled, first, "done") for spelled in (here, there)] == [False] * 2
     (run / "done").touch()
     assert claim_folder(run, there, first, "done")
@@ -937,6 +939,7 @@ def test_a_command_that_runs_can_be_given_twice_and_else_ends_in_one_line(flags,
     (reward, "--device gpu", "'gpu', which"),
     (reward, "--data missing.jsonl", "missing.jsonl .*cannot be read"),
     (evaluation, "--policies a=b", "rewards are None; give --rewards FOLDER"),
+    (evaluation, "--seeds 0 -1", "seeds are .0, -1.; give numbers from 0 on"),
     (reward, "--max_len 900 --sft ../sft --data ../toy.jsonl", "512 tokens"),
     (reinforce, "--level 7", "invalid choice")])
 def test_a_bad_command_line_is_one_line_and_code_2(module, flags, message, cli):

@@ -231,13 +231,12 @@ def main():
     parser.add_argument("--first", metavar="FOLDER", help="step: also the first edition there")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="contestants (default: all)")
     parser.add_argument("--repeats", type=int, default=5, help="units that count")
-    parser.add_argument("--force", action="store_true", help="bf16 even where it is emulated")
     cfg, work = parser.parse_args_into_dataclasses()
     if work.first and (work.task, cfg.precision, cfg.device) != ("step", "fp32", "cpu"):
         parser.error("the first edition takes part in `step`, in fp32 on a CPU")
     names = [n for n in work.only or TASKS[work.task] if n != "first edition" or work.first]
-    if not (work.force or reward.has_bf16(cfg.device)):
-        print("no bf16: this processor has no instructions for it; --force has it emulated")
+    if not reward.has_bf16(cfg.device):
+        print("no bf16: this processor has no instructions for it")
         names = [name for name in names if name != "bf16"]
         if cfg.precision == "bf16":
             sys.exit(2)
