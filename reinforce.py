@@ -46,9 +46,9 @@ import torch
 from transformers import DynamicCache
 
 from reward import (PROCESSES, RANK, InputError, RewardConfig, answer_mean, arithmetic, bootstrap,
-                    check_room, claim_folder, encode_prompt, get_reward_model, in_batches,
-                    length_batches, load_reward_model, mean_gradients, mean_over_processes,
-                    pad_batch, run_cli, setting, start, trunk_scores, write_whole)
+                    check_room, claim_folder, get_reward_model, in_batches, length_batches,
+                    load_reward_model, mean_over_processes, pad_batch, run_cli, setting, start,
+                    trunk_scores, wait_for_all, write_whole)
 
 # ----- readouts: a distribution over the scores (B, K) -> a score (B,) -----
 
@@ -124,18 +124,11 @@ class ReinforceConfig(RewardConfig):
 
 # ----- baseline -----
 
-@dataclass
-class MovingAverage:
-    """An average of past batches, of numbers or vectors; used before it is updated."""
-    kind: str            # ema: b <- decay b + (1 - decay) batch mean; mean: of all (eq. 8);
-    decay: float         # none: never moves (and starts at 0)
-    value: torch.Tensor  # from SFT samples, so that not even the first step is without
-    batches: int = 1     # averaged so far, the SFT samples as one; for `mean`
-
-    def update(self, batch_mean):
-        self.batches += 1
-        keep = {"ema": self.decay, "mean": 1 - 1 / self.batches, "none": 1.0}[self.kind]
-        self.value = keep * self.value + (1 - keep) * batch_mean
+def next_baseline(b, batch_mean, step, cfg):
+    """b after the update of this step, from 0 on: a moving average of past rewards (ema), the mean
+    of all of them (eq. 8), to which the SFT samples count as one batch, or b as it was (none)."""
+    keep = {"ema": cfg.decay, "mean": (step + 1) / (step + 2), "none": 1.0}[cfg.baseline]
+    return keep * b + (1 - keep) * batch_mean
 
 
 # ----- sampling and log-probs: one distribution, softmax(logits / temperature) -----
@@ -275,12 +268,12 @@ def prompt_batches(n, size, steps, seed):
 
 @dataclass
 class State:
-    """What the loop carries from step to step besides policy and optimizer."""
-    step: int                         # updates done
-    unit: float                       # spread of the SFT model's scores
-    sft_distribution: torch.Tensor    # (K,) mean score distribution of the SFT model's answers
-    baseline: MovingAverage           # of rewards
-    past_distribution: MovingAverage  # (K,), of the scores: what the readout `win` compares with
+    """What the loop carries from step to step besides policy and optimizer; plain values."""
+    unit: float                      # spread of the SFT model's scores
+    sft_distribution: torch.Tensor   # (K,) mean score distribution of the SFT model's answers
+    baseline: float                  # of rewards; from SFT samples, so that step 0 has one
+    past_distribution: torch.Tensor  # (K,) moving average of the scores': for the readout `win`
+    log: list                        # metrics of the updates done
 
 
 def batch_means(values):
@@ -290,9 +283,9 @@ def batch_means(values):
 
 
 def train_policy(policy, optimizer, sft, rm, prompts, keys, state, chat, cfg, done):
-    """The REINFORCE loop, in place, from state.step on; calls done(metrics) after each update."""
+    """The REINFORCE loop, in place, from where state is; calls done(metrics) after each update."""
     batches = prompt_batches(len(prompts), cfg.batch, cfg.steps, cfg.seed)
-    for step in range(state.step, cfg.steps):
+    for step in range(len(state.log), cfg.steps):
         began = time.perf_counter()
         mine = batches[step][RANK::PROCESSES]  # this process's share
         x = [prompts[i] for i in mine]
@@ -300,14 +293,16 @@ def train_policy(policy, optimizer, sft, rm, prompts, keys, state, chat, cfg, do
         # one answer to each prompt, its score, and r in SFT spreads
         y = answer_all(policy, x, [keys[i] for i in mine], cfg.seed, step, cfg, chat.end)
         logits, ref_logp = judge(rm, sft, x, y, cfg, cfg.precision)              # (B, K), (B,)
-        score = read_scores(logits, state.past_distribution.value, cfg)          # (B,)
+        score = read_scores(logits, state.past_distribution, cfg)          # (B,)
         ended = torch.tensor([float(a[-1] == chat.end) for a in y])              # (B,)
         r = score / state.unit - cfg.eos_penalty * (1 - ended)                   # (B,)
 
         # one update
-        b = state.baseline.value
+        b = state.baseline
         reward, logp = policy_gradient(policy, x, y, r, ref_logp, b, cfg)        # (B,), (B,)
-        mean_gradients(policy)
+        for p in policy.parameters():
+            if p.grad is not None:
+                mean_over_processes(p.grad)
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip).item()
         kl = logp - ref_logp
         length = torch.tensor([float(len(a)) for a in y])                        # in tokens
@@ -322,13 +317,14 @@ def train_policy(policy, optimizer, sft, rm, prompts, keys, state, chat, cfg, do
         optimizer.zero_grad()
 
         # the averages move after their use
-        state.baseline.update(m["reward"])
-        state.past_distribution.update(mean_over_processes(logits.softmax(-1).mean(0)))
-        state.step = step + 1
+        state.baseline = next_baseline(b, m["reward"], step, cfg)
+        distribution = mean_over_processes(logits.softmax(-1).mean(0))           # (K,)
+        state.past_distribution = (cfg.decay * state.past_distribution
+                                   + (1 - cfg.decay) * distribution)
 
         # one line and, every ten steps, one answer
         metrics = {"step": step + 1, "score": m["score"], "reward": m["reward"], "kl": m["kl"],
-                   "baseline": b.item(), "entropy": -m["logp"] / m["length"],  # an estimate
+                   "baseline": b, "entropy": -m["logp"] / m["length"],  # an estimate
                    "advantage_sd": math.sqrt(max(0.0, m["square"] - m["reward"] ** 2)),
                    "length": m["length"], "ended": m["ended"], "grad_norm": norm,
                    "seconds": time.perf_counter() - began}
@@ -338,6 +334,7 @@ def train_policy(policy, optimizer, sft, rm, prompts, keys, state, chat, cfg, do
         if step % 10 == 0:
             print(f"  {chat.tokenizer.decode(x[0] + y[0])!r}\n  score {score[0]:.2f}, "
                   f"KL {kl[0]:.2f}, reward {reward[0]:.2f}", flush=True)
+        state.log.append(metrics)
         done(metrics)
 
 
@@ -347,11 +344,9 @@ def save_checkpoint(path, policy, optimizer, state):
     """All that the run needs to go on, whole or not at all. There is no random state: every draw is
     a function of seed, step and prompt."""
     if RANK == 0:
-        # plain values, as weights_only loads no others
-        averages = {name: vars(getattr(state, name)) for name in ("baseline", "past_distribution")}
         aside = path.with_suffix(".aside")
         torch.save({"policy": policy.state_dict(), "optimizer": optimizer.state_dict(),
-                    "state": vars(state) | averages}, aside)
+                    "state": vars(state)}, aside)
         os.replace(aside, path)
 
 
@@ -360,9 +355,7 @@ def load_checkpoint(path, policy, optimizer):
     saved = torch.load(path, map_location="cpu", weights_only=True)
     policy.load_state_dict(saved["policy"])
     optimizer.load_state_dict(saved["optimizer"])
-    averages = {name: MovingAverage(**saved["state"][name])
-                for name in ("baseline", "past_distribution")}
-    return State(**(saved["state"] | averages))
+    return State(**saved["state"])
 
 
 # ----- before and after training -----
@@ -391,11 +384,10 @@ def calibrate(sft, rm, prompts, keys, chat, cfg):
     if not unit > 1e-6:
         raise InputError("the reward model gives all SFT answers the same score: nothing to learn "
                          "from; give other --data or another --rm")
-    first = score.mean().double() / unit - cfg.eos_penalty * (1 - ended.mean().double())
+    baseline = score.mean().item() / unit - cfg.eos_penalty * (1 - ended.mean().item())
     if cfg.baseline == "none":
-        first = torch.zeros_like(first)
-    return State(0, unit, sft_distribution, MovingAverage(cfg.baseline, cfg.decay, first),
-                 MovingAverage("ema", cfg.decay, sft_distribution))
+        baseline = 0.0
+    return State(unit, sft_distribution, baseline, sft_distribution, [])
 
 
 def compare(sft, aligned, same):
@@ -468,7 +460,7 @@ def draw_curves(log, path):
 
 def usable_prompts(chat, pairs, cfg, what):
     """(prompts as ids, keys) of different prompts of at most max_prompt tokens."""
-    unique = {p.key: encode_prompt(chat, p) for p in pairs}
+    unique = {p.key: chat.prompt(p.messages, p.where) for p in pairs}
     kept = {key: ids for key, ids in unique.items() if len(ids) <= cfg.max_prompt}
     print(f"{what}: {len(kept)} prompts; {len(unique) - len(kept)} longer than max_prompt "
           f"{cfg.max_prompt} left out")
@@ -508,7 +500,9 @@ def main(cfg):
         raise InputError(f"batch is {cfg.batch}; give at most the {len(prompts)} training prompts, "
                          f"and a multiple of the {PROCESSES} processes")
     check_model(sft, chat, cfg)
-    if cfg.rm and (Path(cfg.rm) / "metrics.json").exists():  # used whatever --layer, --pairs say
+    made = cfg.rm and (Path(cfg.rm) / "metrics.json").exists()
+    wait_for_all()  # before the first process makes it
+    if made:  # used whatever --pairs and the like say
         rm = load_reward_model(cfg.rm, setup, cfg.device)
     else:
         rm = get_reward_model(cfg, setup)
@@ -523,19 +517,15 @@ def main(cfg):
     policy = copy.deepcopy(sft).requires_grad_(True)
     optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.lr, fused=True)
     checkpoint = out / "checkpoint.pt"
-    log = []
     if checkpoint.exists():
         state = load_checkpoint(checkpoint, policy, optimizer)
-        lines = (out / "metrics.jsonl").read_text().splitlines()[:state.step]
-        log = [json.loads(line) for line in lines]
-        print(f"going on after step {state.step} of {cfg.steps}")
+        print(f"going on after step {len(state.log)} of {cfg.steps}")
     else:
         state = calibrate(sft, rm, prompts, keys, chat, cfg)
 
     def done(metrics):
-        log.append(metrics)
-        if len(log) % cfg.save_every == 0 or len(log) == cfg.steps:
-            write_whole(out / "metrics.jsonl", "".join(json.dumps(m) + "\n" for m in log))
+        if metrics["step"] % cfg.save_every == 0 or metrics["step"] == cfg.steps:
+            write_whole(out / "metrics.jsonl", "".join(json.dumps(m) + "\n" for m in state.log))
             save_checkpoint(checkpoint, policy, optimizer, state)
 
     train_policy(policy, optimizer, sft, rm, prompts, keys, state, chat, cfg, done)
@@ -543,7 +533,7 @@ def main(cfg):
     if RANK == 0:
         policy.save_pretrained(out / "model")
         chat.tokenizer.save_pretrained(out / "model")
-        draw_curves(log, out / "curves.png")
+        draw_curves(state.log, out / "curves.png")
         write_whole(out / "verdict.json", json.dumps(verdict, indent=1))  # last: now it is done
         checkpoint.unlink()
     print(verdict_line(verdict))

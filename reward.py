@@ -16,12 +16,10 @@ checkpoints (a killed fit or epoch starts again, and ends in the same numbers).
 Shapes: B pairs or answers, N all answers, P prompt tokens, T answer tokens, L = P + T, D hidden
 width, K scores (1 at level 1, 10 at level 2).
 """
-import contextlib
 import csv
 import glob
 import gzip
 import hashlib
-import io
 import json
 import math
 import os
@@ -33,12 +31,12 @@ import zipfile
 from argparse import RawDescriptionHelpFormatter
 from collections import Counter
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import datasets
 import huggingface_hub
-import jinja2
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -117,7 +115,6 @@ class RewardConfig:
     val_pairs: int | None = setting(None, "validation pairs at most")
     max_len: int | None = setting(None, "tokens of prompt and answer; longer answers are cut")
     trunk: Literal["frozen", "trained"] = setting("frozen", "the SFT model under the head")
-    layer: int | None = setting(None, "frozen: whose states are averaged (default: 2/3 up)")
     rm_lr: float = setting(5e-5, "trained: AdamW, warm-up over a tenth, then linear to 0")
     rm_batch: int = setting(8, "trained: pairs an update")
     tie_weight: float = setting(0.5, "level 2: tau, the share of a tie that is won; 0: strict")
@@ -199,8 +196,7 @@ def in_batches(function, prompts, answers, size):
 def arithmetic(cfg, precision=None):
     """Context in which matrix products are computed in cfg.precision; weights stay float32."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision or cfg.precision)
-    kind = torch.device(cfg.device).type
-    return torch.autocast(kind, dtype) if dtype else contextlib.nullcontext()
+    return torch.autocast(torch.device(cfg.device).type, dtype, enabled=dtype is not None)
 
 
 # ----- processes: one, or as many as torchrun has started -----
@@ -214,14 +210,6 @@ def mean_over_processes(tensor):
         dist.all_reduce(tensor)
         tensor /= PROCESSES
     return tensor
-
-
-def mean_gradients(model):
-    """Each process has the gradient of its share of the batch: all then take the same step."""
-    for p in model.parameters():
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-        mean_over_processes(p.grad)
 
 
 def wait_for_all():
@@ -364,16 +352,9 @@ def fit_penalised(x, pairs, weight, folds, cfg):
 def fit_frozen(sft, encoded, cfg):
     """The reward model on the frozen SFT model, a linear map (D -> K) of an answer's features, and
     what it was made with: layer and penalty."""
-    layers = sft.config.get_text_config().num_hidden_layers
-    layer = cfg.layer or round(layers * 2 / 3)
-    if layer > layers:
-        raise InputError(f"layer is {cfg.layer}, but the SFT model has {layers}")
-
-    def features(prompt, answers):
-        return answer_features(sft, prompt, answers, layer)
-
+    layer = round(sft.config.get_text_config().num_hidden_layers * 2 / 3)
     with arithmetic(cfg):
-        x, pairs = over_answers(features, encoded)                               # (N, D), (B, 2)
+        x, pairs = over_answers(partial(answer_features, sft, layer=layer), encoded)
     folds = torch.tensor([e.dialogue % 5 for e in encoded])
     W, b, penalty = fit_penalised(x, pairs, prompt_weights(encoded, cfg.rm_seed), folds, cfg)
     head = torch.nn.Linear(*W.shape)
@@ -392,7 +373,8 @@ def trunk_scores(rm, prompts, answers):
 
 def train_trunk(model, encoded, cfg):
     """An epoch of AdamW on the weighted mean of pair_loss, in place; in cfg.precision, but on CUDA
-    in fp16 with a gradient scaler: the classical recipe, to compare with."""
+    in fp16 with a gradient scaler: the classical recipe, to compare with. Under torchrun every
+    process does the same."""
     precision = "fp16" if cfg.device.startswith("cuda") else cfg.precision
     scaler = torch.amp.GradScaler(torch.device(cfg.device).type, enabled=precision == "fp16")
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
@@ -400,23 +382,17 @@ def train_trunk(model, encoded, cfg):
     order = np.random.default_rng(cfg.rm_seed).permutation(len(encoded))
     batches = np.split(order, range(cfg.rm_batch, len(order), cfg.rm_batch))
     warmup = max(1, len(batches) // 10)
-    size = max(1, cfg.micro_batch // 2)  # pairs
     for step, batch in enumerate(tqdm(batches, desc="reward model", unit="batch")):
         rate = min((step + 1) / warmup, (len(batches) - step) / (len(batches) - warmup + 1))
         optimizer.param_groups[0]["lr"] = cfg.rm_lr * rate
-        mine = batch[RANK::PROCESSES]
-        for i in range(0, len(mine), size):
-            part = mine[i:i + size]
-            pairs = [encoded[j] for j in part]
-            prompts = [e.prompt for e in pairs] * 2
-            answers = [e.chosen for e in pairs] + [e.rejected for e in pairs]
-            with arithmetic(cfg, precision):
-                logits_w, logits_l = trunk_scores(model, prompts, answers).chunk(2)
-            losses = pair_loss(logits_w, logits_l, cfg)                          # (B,)
-            loss = (weight[part].to(losses) * losses).sum() / len(batch)
-            loss = loss * PROCESSES  # as mean_gradients divides by them
-            scaler.scale(loss).backward()
-        mean_gradients(model)
+        pairs = [encoded[i] for i in batch]
+        prompts = [e.prompt for e in pairs] * 2
+        answers = [e.chosen for e in pairs] + [e.rejected for e in pairs]
+        with arithmetic(cfg, precision):
+            logits_w, logits_l = trunk_scores(model, prompts, answers).chunk(2)
+        losses = pair_loss(logits_w, logits_l, cfg)                              # (B,)
+        loss = (weight[batch].to(losses) * losses).mean()
+        scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         scaler.step(optimizer)
@@ -506,9 +482,9 @@ def make_reward_model(folder, cfg, setup):
     else:
         torch.manual_seed(cfg.rm_seed)  # the weights of the new head are drawn here
         # transformers reads the score at the last token that is not pad: not the end, therefore
-        pad = min(set(setup.chat.added) - {setup.chat.end}, default=0)
+        pad = min(set(setup.chat.tokenizer.added_tokens_decoder) - {setup.chat.end}, default=0)
         rm = load_model(AutoModelForSequenceClassification, sft.name_or_path, cfg.device,
-                        new=("score.weight",), unused=("lm_head.weight",), pad_token_id=pad,
+                        other_head=("score.weight", "lm_head.weight"), pad_token_id=pad,
                         num_labels=SCORES if cfg.level == 2 else 1)
         metrics = {}
         train_trunk(rm, train, cfg)
@@ -526,7 +502,6 @@ def make_reward_model(folder, cfg, setup):
         rm.save_pretrained(folder / "model")
         setup.chat.tokenizer.save_pretrained(folder / "model")
     write_whole(folder / "metrics.json", json.dumps(metrics, indent=1))  # last: now it is done
-    wait_for_all()
 
 
 def get_reward_model(cfg, setup):
@@ -536,6 +511,7 @@ def get_reward_model(cfg, setup):
     folder = Path(cfg.rm or f"runs/{setup.name}-reward{cfg.level}")
     if not claim_folder(folder, settings, setup.contents, "metrics.json"):
         make_reward_model(folder, cfg, setup)
+    wait_for_all()  # for the first process, which saves it
     return load_reward_model(folder, setup, cfg.device)
 
 
@@ -543,11 +519,12 @@ def get_reward_model(cfg, setup):
 
 SIDES = ("chosen", "rejected")
 RATINGS = ("{}_rating", "{}_score", "score_{}")  # their usual names, {}: chosen, rejected
-COLUMNS = {"prompt", "chosen", "rejected", "system", "topic", "chosen_finished",
-           "rejected_finished"} | {name.format(side) for name in RATINGS for side in SIDES}
+COLUMNS = {"prompt", "system", "topic", *SIDES} | {
+    name.format(side) for name in (*RATINGS, "{}_finished") for side in SIDES}
 FINISHED = {"none": True, "": True, "true": True, "false": False}  # as JSON and CSV have it
-BESIDE = {"tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images"}
-TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?|<extra_id_1>(User|Assistant)\n")
+BESIDE = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images")
+HH_TURN = r"(?:^|\n\n)(Human|Assistant): ?"        # hh-rlhf
+HELPSTEER_TURN = r"<extra_id_1>(User|Assistant)\n"
 ROLES = {"Human": "user", "User": "user", "Assistant": "assistant"}
 
 
@@ -560,16 +537,8 @@ class Pair:
     ratings: list    # of (chosen, rejected); None where the row has none
     topic: str
     where: str       # file and row
-
-    @property
-    def key(self):
-        """32 bits from the prompt's words, which seed its samples."""
-        return hash_words(m["content"] for m in self.messages)
-
-    @property
-    def dialogue(self):
-        """32 bits from the first user turn's words: the split. Later turns hold earlier answers."""
-        return hash_words([next(m["content"] for m in self.messages if m["role"] == "user")])
+    key: int         # 32 bits from the prompt's words, which seed its samples
+    dialogue: int    # of the first user turn's: the split. Later turns hold earlier answers
 
 
 def hash_words(texts):
@@ -578,36 +547,29 @@ def hash_words(texts):
 
 
 def split_turns(text, role):
-    """A text -> messages: one of `role`, or the turns of a dialogue where it holds one, Human: /
-    Assistant: (hh-rlhf) or <extra_id_1>User (HelpSteer2)."""
+    """A text -> messages: one of `role`, or the turns of a dialogue of hh-rlhf or HelpSteer2."""
     if not isinstance(text, str):
         raise InputError(f"{text!r:.60} is no text, or is empty")
     text.encode()  # half a surrogate pair is an error
     text = text.replace("\r\n", "\n").strip()
     if re.match(r"""[\[{][\s\[{]*["'](role|content|from|value)["']""", text):
         raise InputError(f"{text!r:.60} is JSON or a list inside a text; give it as JSON")
-    turns = [(role, text)]
-    if text.startswith("Human:") or "<extra_id_1>" in text:
-        first, *rest = TURN.split(text)  # then (Human or None, User or None, text) for each turn
-        turns = [(role, first)]
-        for human, user, content in zip(rest[0::3], rest[1::3], rest[2::3]):
-            turns.append((ROLES[human or user], content))
-    return [{"role": r, "content": text.strip()} for r, text in turns if text.strip()]
+    turn = HH_TURN if text.startswith("Human:") else HELPSTEER_TURN
+    first, *rest = re.split(turn, text)  # then name and text of each turn
+    turns = [(role, first), *zip(rest[0::2], rest[1::2])]
+    return [{"role": ROLES.get(name, name), "content": content.strip()}
+            for name, content in turns if content.strip()]
 
 
 def to_messages(value, role):
     """A text, a message, a list of messages or nothing -> list of messages."""
-    if isinstance(value, str):
-        return split_turns(value, role)
-    if isinstance(value, dict):
-        value = [value]
-    if not isinstance(value, list | None):
-        raise InputError(f"{value!r:.60} is no text and no message; write it as a text")
+    if isinstance(value, str | None):
+        return split_turns(value or "", role)
     messages = []
-    for m in value or []:
+    for m in [value] if isinstance(value, dict) else value:
         if not isinstance(m, dict) or m.get("role") not in ("system", "user", "assistant"):
             raise InputError(f"{m!r:.60} is no message of system, user or assistant")
-        lost = sorted(name for name in BESIDE & set(m) if m[name])
+        lost = [name for name in BESIDE if m.get(name)]
         if lost:
             raise InputError(f"a message has {', '.join(lost)} beside its content, which would be "
                              "lost; write it into the content as the model does, or take it out")
@@ -623,25 +585,23 @@ def to_messages(value, role):
 def to_pair(row, where):
     """A row in one of the documented preference formats -> Pair."""
     chosen, rejected = (to_messages(row[side], "assistant") for side in SIDES)
-    prompt = to_messages(row.get("prompt"), "user")
-    system = to_messages(row.get("system"), "system")
     if not chosen or not rejected or {chosen[-1]["role"], rejected[-1]["role"]} != {"assistant"}:
         raise InputError("chosen or rejected is empty, or its last message not the assistant's")
     if chosen[:-1] != rejected[:-1]:
         raise InputError("chosen and rejected differ before their last message")
 
-    # a whole conversation has to begin with the prompt; system messages may stand in either
-    parts = [prompt, chosen[:-1], system]
-    systems = [part for part in ([m for m in p if m["role"] == "system"] for p in parts) if part]
-    begun, given = ([m for m in p if m["role"] != "system"] for p in (chosen[:-1], prompt))
-    if len(chosen) > 1 and begun[:len(given)] != given:
+    # the prompt, or a whole conversation that begins with it; before either the system message
+    prompt = to_messages(row.get("system"), "system") + to_messages(row.get("prompt"), "user")
+    whole = chosen[:-1]
+    system = [m for m in prompt + whole if m["role"] == "system"][:1]
+    given, begun = ([m for m in part if m["role"] != "system"] for part in (prompt, whole))
+    if prompt not in (given, system + given) or whole not in (begun, system + begun):
+        raise InputError("prompt, conversation and column have different system messages, or one "
+                         "is not the first; keep one, at the beginning")
+    if begun and begun[:len(given)] != given:
         raise InputError("chosen is a conversation that does not begin with prompt")
-    if any(part != systems[0] for part in systems):
-        raise InputError("prompt, conversation and column have different system messages; keep one")
-    prompt = chosen[:-1] or prompt
-    if systems and "system" not in [m["role"] for m in prompt]:
-        prompt = systems[0] + prompt
-    if not prompt or prompt[-1]["role"] != "user":
+    messages = system + (begun or given)
+    if not messages or messages[-1]["role"] != "user":
         raise InputError("the prompt is empty, or its last message not the user's")
 
     ratings = []
@@ -650,36 +610,35 @@ def to_pair(row, where):
         given = [float(rating) for rating in given if rating not in (None, "")]
         ratings += [rating for rating in given if not math.isnan(rating)][:1] or [None]
     finished = [FINISHED[str(row.get(side + "_finished")).lower()] for side in SIDES]
-    return Pair(prompt, chosen[-1]["content"], rejected[-1]["content"], finished, ratings,
-                str(row.get("topic") or ""), where)
+    first = next(m["content"] for m in messages if m["role"] == "user")
+    return Pair(messages, chosen[-1]["content"], rejected[-1]["content"], finished, ratings,
+                str(row.get("topic") or ""), where,
+                hash_words(m["content"] for m in messages), hash_words([first]))
 
 
-def reason_to_leave(pair):
-    """Why a pair says nothing about which answer is better, or None."""
+def use_of(pair):
+    """"kept", or why a pair says nothing about which answer is better."""
     if pair.chosen == pair.rejected and pair.finished[0] == pair.finished[1]:
         return "equal texts"
-    if None not in pair.ratings and pair.ratings[0] == pair.ratings[1]:
-        return "equal ratings"
-    if None not in pair.ratings and pair.ratings[0] < pair.ratings[1]:
-        return "reversed ratings"
-    return None
+    if None in pair.ratings or pair.ratings[0] > pair.ratings[1]:
+        return "kept"
+    return "equal ratings" if pair.ratings[0] == pair.ratings[1] else "reversed ratings"
 
 
 def read_rows(name, split):
     """The rows of a .jsonl, .json or .csv file, as they stand there; of a .parquet file, a folder
     or a hub data set, as `datasets` reads them."""
     kind = Path(name.lower().removesuffix(".gz")).suffix
+    open_text = gzip.open if name.lower().endswith(".gz") else open
     try:
         if kind == ".parquet":
             return datasets.load_dataset("parquet", data_files=glob.escape(name), split="train")
         if kind not in (".jsonl", ".json", ".csv"):
             return datasets.load_dataset(name, split=split)
-        data = Path(name).read_bytes()
-        if name.lower().endswith(".gz"):
-            data = gzip.decompress(data)
-        text = data.decode("utf-8-sig")
-        if kind == ".csv":
-            return list(csv.DictReader(io.StringIO(text, newline="")))
+        with open_text(name, "rt", encoding="utf-8-sig", newline="") as file:
+            if kind == ".csv":
+                return list(csv.DictReader(file))
+            text = file.read()
         if text.lstrip().startswith("["):
             return json.loads(text)
         return [json.loads(line) for line in text.split("\n") if line.strip()]
@@ -691,32 +650,29 @@ def read_rows(name, split):
 def read_pairs(names, split):
     """The different pairs of all rows, and one line about what was read and what left aside."""
     pairs = {}
-    left = Counter()
+    uses = Counter()  # of rows
     columns = set()
     for name in names:
         for number, row in enumerate(read_rows(name, HUB_SPLIT if name == HUB_DATA else split), 1):
             where = f"{name}, row {number}"
             found = sorted(map(str, row)) if isinstance(row, dict) else []
-            columns |= set(found)
+            columns.update(found)
             try:
                 pair = to_pair(row, where)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                kind = "" if isinstance(error, InputError) else type(error).__name__ + " "
-                raise InputError(f"{where}: {kind}{error} (columns found: {found}); it needs "
-                                 "chosen and rejected, texts or chat messages, and prompt unless "
-                                 "both begin with it")
+                raise InputError(f"{where}: {error} (columns found: {found}); it needs chosen and "
+                                 "rejected, texts or chat messages, and prompt unless both begin "
+                                 "with it")
             content = json.dumps([pair.messages, pair.chosen, pair.rejected, pair.finished])
-            reason = "copies" if content in pairs else reason_to_leave(pair)
-            if reason:
-                left[reason] += 1
-            else:
+            use = "copies" if content in pairs else use_of(pair)
+            uses[use] += 1
+            if use == "kept":
                 pairs[content] = pair
     ratings = [r for p in pairs.values() for r in p.ratings if r is not None]
     turns = max([len(p.messages) for p in pairs.values()], default=0)
-    print(f"data: {', '.join(names)}: {len(pairs) + left.total()} rows, {len(pairs)} pairs with up "
-          f"to {turns} messages before the answer, {len(ratings)} ratings "
-          f"{[min(ratings), max(ratings)] if ratings else ''}; left aside: rows {dict(left)}, "
-          f"columns {sorted(columns - COLUMNS)}")
+    print(f"data: {', '.join(names)}: rows {dict(uses)}, up to {turns} messages before the answer, "
+          f"{len(ratings)} ratings {[min(ratings), max(ratings)] if ratings else ''}; columns left "
+          f"aside {sorted(columns - COLUMNS)}")
     return pairs
 
 
@@ -787,31 +743,25 @@ def find_sft(cfg):
     return hub or str(folder)
 
 
-OLD_BUFFERS = (".inv_freq", ".masked_bias")  # in files of earlier transformers
-
-
-def load_model(cls, folder, device, new=(), unused=(), **more):
-    """A model in float32, without dropout. Weights that are missing (but for `new`), not finite or
-    without a place in the model (but for `unused`) are an error."""
+def load_model(cls, folder, device, other_head=(), **more):
+    """A model in float32, without dropout. Weights that are missing, that have no place in the
+    model (in both cases but for `other_head`) or that are not finite are an error."""
     try:
         model, info = cls.from_pretrained(folder, dtype=torch.float32, output_loading_info=True,
                                           **more)
     except Exception as error:  # transformers raises many kinds for what can be wrong
         raise InputError(f"{folder} holds no model that can be loaded ({first_line(error)}); give "
                          "a folder that plain transformers loads")
-    broken = [name for name, p in model.named_parameters() if not p.isfinite().all()]
-    broken += set(info["missing_keys"]) - set(new)
-    broken += [name for name in set(info["unexpected_keys"]) - set(unused)
-               if not name.endswith(OLD_BUFFERS)]
+    broken = {*info["missing_keys"], *info["unexpected_keys"]} - set(other_head)
+    broken |= {name for name, p in model.named_parameters() if not p.isfinite().all()}
     if broken:
         raise InputError(f"{folder}: {len(broken)} weights are missing, not finite, or have no "
-                         f"place in the model of its config.json, such as {broken[0]}; give "
+                         f"place in the model of its config.json, such as {min(broken)}; give "
                          "another folder")
     return model.to(device).eval()
 
 
-PROBE = ({"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi,  you!"},
-         {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "Wie groß? 1+1"},
+PROBE = ({"role": "user", "content": "Wie groß?  1+1"},
          {"role": "assistant", "content": "Zwei: 2 😀 (it's)"})
 FIXED_DATE = "{%- macro strftime_now(format) -%}1 January 2025{%- endmacro -%}"
 
@@ -828,79 +778,50 @@ class Chat:
                              "give a chat model")
         if "strftime_now" in template:  # else a prompt would be another one tomorrow
             self.tokenizer.chat_template = FIXED_DATE + template
-        self.added = {}  # turn markers and the like; some tokenizers add blanks or <h1> as well
-        for i, token in self.tokenizer.added_tokens_decoder.items():
-            if token.special or token.content.strip() and token.content in template:
-                self.added[i] = token
-        self.marker = re.compile("|".join(re.escape(t.content) for t in self.added.values()))
-        self.settings = {}  # of the template
-        self.end = self.find_end(folder)
-        self.end_text = self.added[self.end].content
+        # turn markers and the like; some tokenizers add blanks or <h1> as well
+        self.markers = [token.content for token in self.tokenizer.added_tokens_decoder.values()
+                        if token.special or token.content.strip() and token.content in template]
+        # an answer's end is the first marker that the template puts behind it
+        answer = self.answer(PROBE, self.prompt(PROBE[:-1], folder), folder)
+        behind = self.tokenizer.convert_ids_to_tokens(answer)
+        ends = [token for token in behind if token in self.markers]
+        if not ends:
+            raise InputError(f"{folder}: the chat template puts no end token behind an answer; "
+                             "give another --sft")
+        self.end_text = ends[0]
+        self.end = self.tokenizer.convert_tokens_to_ids(ends[0])
 
-    def render(self, messages, **more):
-        return self.tokenizer.apply_chat_template(list(messages), return_dict=False,
-                                                  **self.settings, **more)
+    def render(self, messages, where, **more):
+        try:  # without thoughts, where the template knows this setting
+            return self.tokenizer.apply_chat_template(
+                list(messages), return_dict=False, enable_thinking=False, **more)
+        except Exception as error:  # a template can raise anything
+            raise InputError(f"{where}: the chat template refuses the dialogue "
+                             f"({first_line(error)}); change the row, or give another --sft")
 
-    def prompt(self, messages):
-        """Token ids up to the opening of the answer; a turn marker inside a text stays text, by
-        transformers' own `sanitize_control_tokens`."""
-        return self.render(messages, add_generation_prompt=True, sanitize_control_tokens=True)
+    def prompt(self, messages, where="a prompt"):
+        """Token ids up to the opening of the answer, with all turns; a turn marker inside a text
+        stays text, by transformers' own `sanitize_control_tokens`."""
+        text = self.render(messages, where, tokenize=False)
+        for m in messages:
+            if m["content"].split("</think>")[-1].strip() not in text:  # earlier thoughts may go
+                raise InputError(f"{where}: the chat template leaves out the {m['role']} turn "
+                                 f"{m['content']!r:.60}; change the row, or give another --sft")
+        return self.render(messages, where, add_generation_prompt=True,
+                           sanitize_control_tokens=True)
 
-    def answer(self, text):
-        """Token ids of an answer, without its end; a turn marker inside stays text: a special one
-        is split by the tokenizer, another one by a blank."""
-        for token in self.added.values():
-            if not token.special:
-                text = text.replace(token.content, token.content[0] + " " + token.content[1:])
-        return self.tokenizer(text, add_special_tokens=False,
-                              split_special_tokens=True)["input_ids"]
-
-    def find_end(self, folder):
-        """The token that the template puts behind an answer. What we build, prompt + answer + end,
-        has to be the template's own tokens for the whole dialogue; else the model is refused."""
-        refusals = []  # of the template itself
-        mismatches = []
-        for probe in (PROBE, PROBE[1:], PROBE[-2:]):  # some templates refuse a system turn
-            for settings in ({}, {"enable_thinking": False}):
-                self.settings = settings
-                try:
-                    theirs = self.render(probe)
-                    ours = self.prompt(probe[:-1]) + self.answer(probe[-1]["content"])
-                except Exception as error:  # a template can raise anything
-                    refusals.append(first_line(error))
-                    continue
-                end = theirs[len(ours)] if len(theirs) > len(ours) else None
-                if theirs[:len(ours)] == ours and end in self.added:
-                    return end
-                mismatches.append(f"prompt and answer are {self.tokenizer.decode(ours)!r}, "
-                                  f"the whole dialogue is {self.tokenizer.decode(theirs)!r}")
-        raise InputError(f"{folder}: the chat template cannot be used: {(mismatches + refusals)[0]}"
-                         "; give a model whose template puts an answer right behind the "
-                         "generation prompt, and an end token behind the answer")
-
-
-def encode_prompt(chat, pair):
-    """Token ids of a pair's prompt, all of whose turns the template has taken in."""
-    try:
-        text = chat.render(pair.messages, tokenize=False)
-    except jinja2.TemplateError as error:
-        raise InputError(f"{pair.where}: the chat template refuses the prompt ({error}); change "
-                         "the row, or give another --sft")
-    for m in pair.messages:
-        if m["content"].split("</think>")[-1].strip() not in text:  # earlier thoughts may go
-            raise InputError(f"{pair.where}: the chat template leaves out the {m['role']} turn "
-                             f"{m['content']!r:.60}; change the row, or give another --sft")
-    return chat.prompt(pair.messages)
-
-
-def encode_answer(chat, pair, text):
-    """Token ids of an answer which the template writes right behind the prompt, as it stands."""
-    opening = chat.render(pair.messages, tokenize=False, add_generation_prompt=True)
-    whole = chat.render([*pair.messages, {"role": "assistant", "content": text}], tokenize=False)
-    if not whole.startswith(opening + text):
-        raise InputError(f"{pair.where}: the chat template writes the answer {text!r:.60} as "
-                         f"{whole[len(opening):]!r:.60}; change the row, or give another --sft")
-    return chat.answer(text)
+    def answer(self, messages, prompt, where):
+        """Token ids of the last message and of what the template puts behind it; refused unless it
+        stands, word by word and token by token, right behind the prompt (ids)."""
+        text = messages[-1]["content"]
+        opening = self.render(messages[:-1], where, tokenize=False, add_generation_prompt=True)
+        whole = self.render(messages, where, tokenize=False)
+        ids = self.render(messages, where, sanitize_control_tokens=True)
+        if not whole.startswith(opening + text) or ids[:len(prompt)] != prompt:
+            raise InputError(f"{where}: the chat template writes the answer {text!r:.60} behind "
+                             f"the prompt as {whole[len(opening):]!r:.60}; change the row, or "
+                             "give another --sft")
+        return ids[len(prompt):]
 
 
 def encode_pairs(chat, pairs, max_len, what):
@@ -910,17 +831,21 @@ def encode_pairs(chat, pairs, max_len, what):
     encoded = []
     count = Counter()
     for pair in pairs:
-        prompt = encode_prompt(chat, pair)
+        prompt = chat.prompt(pair.messages, pair.where)
         room = max_len - len(prompt)
         texts = [text.removesuffix(chat.end_text).rstrip() for text in (pair.chosen, pair.rejected)]
-        answers = [encode_answer(chat, pair, text) for text in texts]
+        answers = []
+        for text in texts:
+            dialogue = [*pair.messages, {"role": "assistant", "content": text}]
+            ids = chat.answer(dialogue, prompt, pair.where)
+            answers.append(ids[:ids.index(chat.end)])
         too_long = max(len(a) for a in answers) >= room
-        for side in (0, 1):
-            if pair.finished[side] and not too_long:
-                answers[side].append(chat.end)
+        for answer, finished in zip(answers, pair.finished):
+            if finished and not too_long:
+                answer.append(chat.end)
         chosen, rejected = (a[:max(0, room)] for a in answers)
-        count["with turn markers inside, kept as text"] += any(
-            chat.marker.search(text) for text in [*texts, *(m["content"] for m in pair.messages)])
+        words = "\n".join([*texts, *(m["content"] for m in pair.messages)])
+        count["with turn markers inside, kept as text"] += any(m in words for m in chat.markers)
         count["with an end in the text, taken off"] += texts != [pair.chosen, pair.rejected]
         count["cut at max_len"] += too_long
         if chosen and rejected and chosen != rejected:
@@ -971,15 +896,12 @@ def claim_folder(folder, settings, contents, done):
     """True if the folder holds this very run, finished (it has the file `done`); False if it is new
     or holds this run unfinished. Refuses a folder that holds anything else."""
     run = {name: value for name, value in settings.items() if name not in NOT_COMPARED} | contents
-    run = json.loads(json.dumps(run))
-    path = folder / "config.json"
-    if not path.exists():
-        if folder.is_file() or any(f.suffix != ".aside" for f in folder.glob("*")):
-            raise InputError(f"{folder} is not empty and no run folder of ours; name another one")
+    if not folder.is_file() and all(f.suffix == ".aside" for f in folder.glob("*")):
         wait_for_all()  # before the first process makes it
         folder.mkdir(parents=True, exist_ok=True)
         versions = {m.__name__: m.__version__ for m in (torch, transformers, datasets, np)}
-        write_whole(path, json.dumps({"run": run, "given": settings, **versions}, indent=1))
+        write_whole(folder / "config.json",
+                    json.dumps({"run": run, "given": settings, **versions}, indent=1))
         return False
     there = read_config(folder)
     differ = [f"{name} {there.get(name)!r} there, {run.get(name)!r} here"

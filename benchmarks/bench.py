@@ -120,8 +120,7 @@ def ours_step(cfg, work, clock, trunk="frozen", parts_in=None):
     if trunk == "trained":
         rm = whole_reward_model(cfg, work)
     rm.trunk = trunk
-    averages = [reinforce.MovingAverage("ema", 0.9, x) for x in (torch.zeros(()), torch.ones(1))]
-    state = reinforce.State(0, 1.0, torch.ones(1), *averages)
+    state = reinforce.State(1.0, torch.ones(1), 0.0, torch.ones(1), [])
     reinforce.train_policy(policy, optimizer, sft, rm.requires_grad_(False), work.prompts,
                            work.keys, state, reward.Chat(cfg.sft), cfg, clock.done)
 
@@ -243,11 +242,15 @@ def main():
     cfg = replace(cfg, level=1, lr=1e-6, steps=work.repeats + 1, val_pairs=1,
                   sft=reward.find_sft(cfg), data=cfg.data or reward.BUNDLED_DATA)
     chat = reward.Chat(cfg.sft)
-    work.end, work.pad, work.tokenizer = chat.end, min(set(chat.added) - {chat.end}), chat.tokenizer
+    work.end, work.tokenizer = chat.end, chat.tokenizer
+    work.pad = min(set(chat.tokenizer.added_tokens_decoder) - {chat.end})
     chat.tokenizer.pad_token_id = work.pad  # not the end, where a reward model reads its score
-    pairs = {p.key: p for p in reward.load_pairs(cfg)[0] if all(p.finished) and cfg.max_len > len(
-        [*chat.prompt(p.messages), *chat.answer(p.chosen + p.rejected), chat.end])}  # none is cut
-    pairs = list(pairs.values())[:cfg.pairs]  # one a prompt
+    pairs = {}  # one a prompt, none that is cut
+    for p in reward.load_pairs(cfg)[0]:
+        ids = chat.prompt(p.messages) + chat.tokenizer(p.chosen + p.rejected)["input_ids"]
+        if all(p.finished) and len(ids) < cfg.max_len - 1:
+            pairs[p.key] = p
+    pairs = list(pairs.values())[:cfg.pairs]
     work.prompts, work.keys = reinforce.usable_prompts(chat, pairs, cfg, "prompts")
     work.rows = [{"prompt": p.messages, "chosen": [{"role": "assistant", "content": p.chosen}],
                   "rejected": [{"role": "assistant", "content": p.rejected}]} for p in pairs]

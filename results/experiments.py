@@ -15,11 +15,13 @@ import gzip
 import itertools
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from reinforce import (EVAL_STEP, ReinforceConfig, answer_all, pick_logprobs,  # noqa: E402
                        sample, uniforms, usable_prompts)
-from reward import (VAL_SHARE, Chat, Pair, RewardConfig, answer_features,  # noqa: E402
+from reward import (VAL_SHARE, Chat, RewardConfig, answer_features,  # noqa: E402
                     answer_mean, bootstrap, encode_pairs, find_sft, fit_penalised, group_means,
                     hash_words, held_out_loss, load_model, load_pairs, load_reward_model,
                     over_answers, pad_batch, prompt_weights, start, to_pair, trunk_scores, validate,
@@ -67,8 +69,8 @@ def all_prompts():
     pairs = {}
     for name in ("demo_pairs.jsonl", "prompts.jsonl"):
         for row in read_lines(ROOT / "data" / name):
-            messages = [{"role": "user", "content": row["prompt"]}]
-            pairs[row["prompt"]] = Pair(messages, "", "", [], [], row["topic"], name)
+            pairs[row["prompt"]] = to_pair({"prompt": row["prompt"], "topic": row["topic"],
+                                            "chosen": "+", "rejected": "-"}, name)
     return pairs
 
 
@@ -150,6 +152,42 @@ def cooled(temperature, out, *runs):
         y = answer_all(policy, prompts[:64], keys[:64], cfg.seed, EVAL_STEP, cfg, setup.chat.end)
         answers[f"{name} at {temperature}"] = [setup.chat.tokenizer.batch_decode(y)]
     Path(out).write_text(json.dumps({"prompts": keys[:64], "answers": answers}))
+
+
+def from_checkpoint(checkpoint, out):
+    """The policy of an unfinished run as OUT/model, to be read like that of a finished one."""
+    sft, chat = load_sft()
+    sft.load_state_dict(torch.load(checkpoint, weights_only=False)["policy"])
+    sft.save_pretrained(Path(out) / "model")
+    chat.tokenizer.save_pretrained(Path(out) / "model")
+
+
+def untrained_arms(folder, out):
+    """What needs no REINFORCE, beside the SFT model and with the prompts of the verdict: the best
+    of 4 and of 16 samples (noise.py pool) by a reward model, and the SFT model asked for one short
+    sentence; as make_duels reads them."""
+    cfg = ReinforceConfig()
+    setup = start(cfg)
+    rm = load_reward_model(folder, setup, cfg.device)
+    prompts, keys = usable_prompts(setup.chat, setup.val, cfg, "evaluation")
+    prompts, keys = prompts[:64], keys[:64]
+    pool = torch.load(WORK / "pool.pt")
+    if pool["keys"] != keys:
+        raise ValueError("the pool was made for other prompts")
+    scores = rm(torch.stack(pool["features"])[:, :, layer_columns(rm.layer)])    # (n, P, K)
+    scores = scores[..., 0] if rm.level == 1 else scores.softmax(-1) @ torch.arange(1.0, 11)
+    short = []
+    for pair in list({p.key: p for p in setup.val}.values())[:64]:
+        text = pair.messages[-1]["content"] + "\n\nAnswer in one short sentence."
+        short.append(setup.chat.prompt([{"role": "user", "content": text}]))
+    answers = {}
+    for name, x in (("sft", prompts), ("one short sentence", short)):
+        answers[name] = answer_all(setup.sft, x, keys, cfg.seed, EVAL_STEP, cfg, setup.chat.end)
+    for n in (4, 16):
+        best = scores[:n].argmax(0)
+        answers[f"best of {n}"] = [pool["answers"][j][i] for i, j in enumerate(best)]
+    texts = {name: [setup.chat.tokenizer.batch_decode(y)] for name, y in answers.items()}
+    Path(out).write_text(json.dumps({"prompts": keys, "answers": texts}))
 
 
 def make_duels(evaluation, reader, first, second, prompts=64):
@@ -403,6 +441,23 @@ def heads(level):
             fit_and_record("both, " + name, level, train, val, columns, everything, rows)
 
 
+def coin_head(like, out):
+    """The control "both, samples by a coin" of level 1 as a reward model folder for reinforce.py:
+    LIKE, a reward model of the bundled data, with another head."""
+    train, _ = load_features()
+    cfg = RewardConfig(level=1)
+    written = is_written(train[0])
+    rows = train[3].clone()
+    flip = np.random.default_rng(0).random(len(rows)) < 0.5
+    rows[flip & ~written] = rows[flip & ~written].flip(1)
+    folds = torch.tensor([e.dialogue % 5 for e in train[1]])
+    W, b, penalty = fit_penalised(train[2][:, layer_columns(20)], rows, prompt_weights(train[1], 0),
+                                  folds, cfg)
+    shutil.copytree(like, out)
+    save_file({"weight": W.T.contiguous(), "bias": b}, Path(out) / "head.safetensors")
+    (Path(out) / "metrics.json").write_text(json.dumps({"layer": 20, "penalty": penalty}))
+
+
 def controls():
     """What needs no reader, on the held-out pairs -> runs.jsonl."""
     _, val = load_features()
@@ -466,7 +521,8 @@ def record(name, folder):
 COMMANDS = {
     "samples": make_samples, "sheets": make_sheets, "duels": make_duels, "collect": collect,
     "cooled": cooled, "aligned_sheets": make_aligned, "bundle": bundle, "heads": heads,
-    "controls": controls, "held_out": held_out, "aligned": aligned, "record": record}
+    "controls": controls, "held_out": held_out, "aligned": aligned, "record": record,
+    "from_checkpoint": from_checkpoint, "untrained_arms": untrained_arms, "coin_head": coin_head}
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]

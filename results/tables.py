@@ -286,6 +286,30 @@ def sheets_table():
     return markdown(["policies", "wins, ties, losses by each reader", "win rate", "kappa"], rows)
 
 
+CONDITIONS = ("clean", "random", "half", "few")
+
+
+def noise_table(measure="KL 2.0"):
+    """The controlled world of noise.py: gold reward gained at an equal KL, and the difference to
+    the mean of level 1, by arm and condition, over draws of the noise and prompts."""
+    gained = {}  # (draws, prompts) for each arm and condition
+    for line in read_lines("runs.jsonl"):
+        if line["kind"] == "noise":
+            gained.setdefault((line["arm"], line["condition"]), []).append(line["gain"][measure])
+    arms = list(dict.fromkeys(arm for arm, _ in gained))
+    rows = []
+    for arm in arms:
+        row = [arm]
+        for condition in CONDITIONS:
+            gain = np.array(gained[arm, condition])
+            difference = gain - np.array(gained["level 1, mean", condition])
+            same = not difference.any()
+            row.append(f"{gain.mean():.2f}" + ("" if same else ", " + cell(
+                difference.mean(), interval(difference), "+")))
+        rows.append(row)
+    return markdown(["score", *CONDITIONS], rows)
+
+
 def aligned_table():
     """Reward models on pairs of an aligned policy's own samples that both readers order alike."""
     rows = []
@@ -299,7 +323,7 @@ def aligned_table():
 
 TABLES = {"policies": policies_table, "aligned": aligned_table, "rewards": rewards_table,
           "features": features_table, "gains": gains_table, "readers": readers_table,
-          "sheets": sheets_table}
+          "sheets": sheets_table, "noise": noise_table}
 
 
 def with_tables(text):

@@ -1,0 +1,195 @@
+"""When does a distribution help? A world with a known reward, without sampling in the loop.
+
+    python results/noise.py pool 16    # answers of the SFT model to 64 held-out prompts
+    python results/noise.py world 5    # label noise, reward models, gold; 5 draws of the noise
+
+The gold reward is a level-1 head fitted to the readers' rankings of both parts, on layers 15 and
+25; what is judged here sees layer 20. Gold orders the pairs of samples of the training part, noise
+spoils the orders (CONDITIONS), heads are fitted to them, and each scores the pool. The best policy
+under a score s with a KL term, pi ~ pi_ref exp(s / beta), is approximated on the pool by weights
+exp(s / beta) of its n answers: this is where REINFORCE would end without the noise of sampling.
+beta is set so that the KL, averaged over prompts, is the same for all; then gold is compared.
+
+What theory predicts (written before the first run):
+ 1. clean, random: all readouts of one fit are alike. Within a prompt only the order counts, and a
+    calibrated E[S] is already the reward whose expectation counts.
+ 2. half (noise in one recognisable half of the prompts): judgements of the noisy half are shrunk by
+    the fit itself, so E[S] spends its KL in the clean half. Level 2 can shrink by prompt, level 1,
+    a linear map, hardly: level 2 by its mean wins, spread penalties add nothing to it. The oracle,
+    which weights pairs by (1 - 2 e)^2, wins over both.
+ 3. few (50 prompts): what the head does not know is large. A lower confidence bound over bootstraps
+    beats the mean of the same bootstraps at high KL; penalties on the predicted spread do not.
+"""
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from experiments import (MAX_NEW, RUNS, SAMPLE_STEP, WORK, append_line, is_written,  # noqa: E402
+                         layer_columns, load_features, load_sft, make_features)
+from reinforce import READOUTS, ReinforceConfig, sample, uniforms, usable_prompts  # noqa: E402
+from reward import (RewardConfig, fit_head, fit_penalised, load_pairs,  # noqa: E402
+                    prompt_weights)
+
+POOL = WORK / "pool.pt"
+NOISY_TOPICS = ("advice", "code", "explain", "facts", "lists")  # the first five by alphabet
+HIGH, LOW = 0.45, 0.05      # shares of flipped orders in the noisy topics and in the others
+CONDITIONS = ("clean", "random", "half", "few")
+BOOTSTRAPS = 8
+RISK = 0.5                  # of the readouts; of the bound, in standard deviations over bootstraps
+KLS = (0.5, 1.0, 2.0)       # nats, averaged over the prompts
+
+
+def make_pool(n, prompts=64):
+    """n answers of the SFT model at 0.7 to each of the verdict's held-out prompts, with their
+    features -> POOL; goes on where it was stopped."""
+    sft, chat = load_sft()
+    cfg = ReinforceConfig(precision="fp32")
+    ids, keys = usable_prompts(chat, load_pairs(cfg)[1], cfg, "pool")
+    ids, keys = ids[:prompts], keys[:prompts]
+    pool = {"keys": keys, "answers": [], "features": []}
+    if POOL.exists():
+        pool = torch.load(POOL)
+    for number in range(len(pool["answers"]), n):
+        numbers = uniforms(0, SAMPLE_STEP + 100 + number, keys, MAX_NEW)
+        pool["answers"].append(sample(sft, ids, numbers, 0.7, chat.end))
+        with torch.no_grad():
+            x = [make_features(sft, chat.end, ids[i], [pool["answers"][-1][i]])
+                 for i in range(prompts)]
+        pool["features"].append(torch.cat(x))                                    # (P, F)
+        torch.save(pool, POOL)
+        print(f"answer {number + 1} of {n}", flush=True)
+
+
+# ----- the best policy on the pool, and what it earns -----
+
+def tilted(score, kl):
+    """Weights (P, n) of the n answers of each prompt: softmax(score / beta), with the beta at which
+    KL(weights || uniform), averaged over the prompts, is kl."""
+    def policy(log_beta):
+        logw = (score / np.exp(log_beta)).log_softmax(1)
+        return logw.exp(), (logw.exp() * (logw + np.log(score.shape[1]))).sum(1).mean().item()
+    low, high = -12.0, 12.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if policy(middle)[1] > kl:
+            low = middle  # beta too small
+        else:
+            high = middle
+    return policy(high)[0]
+
+
+def gains(score, gold):
+    """{at what KL, or best of n: gold reward above that of the SFT model, (P,)}; (P, n), (P, n)."""
+    base = gold.mean(1)
+    result = {f"KL {kl}": (tilted(score, kl) * gold).sum(1) - base for kl in KLS}
+    best = score.argmax(1, keepdim=True)
+    result[f"best of {score.shape[1]}"] = gold.gather(1, best)[:, 0] - base
+    return result
+
+
+# ----- the world -----
+
+def spoil(rows, gold, rate, rng):
+    """Rows (B, 2) of pairs, ordered by gold (N,), each order flipped with its rate (B,)."""
+    right = torch.where(gold[rows[:, :1]] >= gold[rows[:, 1:]], rows, rows.flip(1))
+    flip = torch.from_numpy(rng.random(len(rows))) < rate
+    return torch.where(flip[:, None], right.flip(1), right)
+
+
+def fitted(x, rows, weight, level, penalty):
+    """A head on raw features x, with a known penalty: a function of features (..., D)."""
+    mean, scale = x.mean(0), x.std(0).clamp(min=1e-6)
+    W, b = fit_head((x - mean) / scale, rows, weight, RewardConfig(level=level), penalty, 100)
+    return lambda features: (features - mean) / scale @ W + b
+
+
+def expected(logits):
+    """Level 1: the score; level 2: E[S]."""
+    if logits.shape[-1] == 1:
+        return logits[..., 0]
+    return logits.softmax(-1) @ torch.arange(1.0, 11)
+
+
+def arms(x, rows, encoded, rate, pool):
+    """{arm: scores (P, n)} of heads fitted to pairs, for the pool's features (P, n, D)."""
+    weight = prompt_weights(encoded, 0)
+    folds = torch.tensor([e.dialogue % 5 for e in encoded])
+    scores = {}
+    for level in (1, 2):
+        W, b, penalty = fit_penalised(x, rows, weight, folds, RewardConfig(level=level))
+        logits = pool @ W + b                                                    # (P, n, K)
+        scores[f"level {level}, mean"] = expected(logits)
+        if level == 2:
+            p = logits.softmax(-1).flatten(0, 1)
+            for name in ("variance", "entropy", "entropic", "win"):
+                score = READOUTS[name](p, p.mean(0), RISK)
+                scores[f"level 2, {name}"] = score.view(logits.shape[:2])
+        known = weight * (1 - 2 * rate) ** 2
+        oracle = fitted(x, rows, known / known.sum(), level, penalty)
+        scores[f"level {level}, oracle"] = expected(oracle(pool))
+        draws = []
+        for seed in range(1, BOOTSTRAPS + 1):
+            head = fitted(x, rows, prompt_weights(encoded, seed), level, penalty)
+            score = expected(head(pool))
+            draws.append(score - score.mean(1, keepdim=True))  # above the SFT model
+        draws = torch.stack(draws)                                               # (S, P, n)
+        scores[f"level {level}, mean of bootstraps"] = draws.mean(0)
+        for bound in (RISK, 2.0):
+            scores[f"level {level}, bound {bound}"] = draws.mean(0) - bound * draws.std(0)
+    return scores
+
+
+def world(draws):
+    train, val = load_features()
+    level_1 = RewardConfig(level=1)
+
+    # gold: every ranked pair of both parts, on features that no arm sees
+    columns = layer_columns(15, 25)
+    ranked = [~is_written(part[0]) for part in (train, val)]
+    encoded = [e for part, mask in zip((train, val), ranked) for e, m in zip(part[1], mask) if m]
+    x = torch.cat([train[2], val[2]])[:, columns]
+    rows = torch.cat([train[3][ranked[0]], len(train[2]) + val[3][ranked[1]]])
+    folds = torch.tensor([e.dialogue % 5 for e in encoded])
+    W, b, _ = fit_penalised(x, rows, prompt_weights(encoded, 0), folds, level_1)
+    pool = torch.stack(torch.load(POOL)["features"], 1)                          # (P, n, F)
+    gold_pool = (pool[..., columns] @ W + b)[..., 0]                             # (P, n)
+    gold_pool /= (gold_pool - gold_pool.mean(1, keepdim=True)).std()  # in spreads within a prompt
+    gold = (train[2][:, columns] @ W + b)[:, 0]
+
+    encoded = [e for e, m in zip(train[1], ranked[0]) if m]
+    rows = train[3][ranked[0]]
+    x = train[2][:, layer_columns(20)]
+    noisy = torch.tensor([e.topic in NOISY_TOPICS for e in encoded])
+    half = torch.where(noisy, HIGH, LOW)
+    prompts = list(dict.fromkeys(e.key for e in encoded))
+    rates = {"clean": 0 * half, "random": half.mean().expand(len(half)), "half": half,
+             "few": 0 * half}
+    print(f"{noisy.float().mean():.2f} of the pairs are noisy, {half.mean():.3f} flipped in all")
+    print("gold itself:", {k: round(v.mean().item(), 3)
+                           for k, v in gains(gold_pool, gold_pool).items()})
+    for condition in CONDITIONS:
+        for draw in range(1 if condition == "clean" else draws):
+            chosen = set(prompts[50 * draw:50 * draw + 50] if condition == "few" else prompts)
+            mask = torch.tensor([e.key in chosen for e in encoded])
+            part = [e for e, m in zip(encoded, mask) if m]
+            rate = rates[condition][mask]
+            spoilt = spoil(rows[mask], gold, rate, np.random.default_rng(draw))
+            for arm, score in arms(x, spoilt, part, rate, pool[..., layer_columns(20)]).items():
+                gain = gains(score, gold_pool)
+                append_line(RUNS, {
+                    "kind": "noise", "condition": condition, "draw": draw, "arm": arm,
+                    "pool": pool.shape[1],
+                    "gain": {k: [round(g, 4) for g in v.tolist()] for k, v in gain.items()}})
+                print(condition, draw, arm, {k: round(v.mean().item(), 3)
+                                             for k, v in gain.items()}, flush=True)
+
+
+COMMANDS = {"pool": make_pool, "world": world}
+
+if __name__ == "__main__":
+    command, *arguments = sys.argv[1:]
+    COMMANDS[command](*map(int, arguments))
