@@ -46,7 +46,7 @@ from reinforce import (CALIBRATION_STEP, EVAL_STEP, READOUTS, ReinforceConfig, S
                        calibrate, check_model, compare, draw, judge, next_baseline,
                        policy_gradient, prompt_batches, reach_verdict, read_scores, sample,
                        token_logprobs, train_policy)
-from results import experiments, tables
+from results import experiments, noise, tables
 from reward import (Chat, EncodedPair, InputError, answer_features, bootstrap, check_sft,
                     claim_folder, encode_pairs, find_sft, fit_frozen, fit_head, hash_words,
                     held_out_loss, identity, load_model, load_pairs, pad_batch, pair_loss,
@@ -1097,6 +1097,29 @@ def test_the_bundled_pairs_are_those_that_the_rankings_say():
     with gzip.open("data/sample_pairs.jsonl.gz", "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     assert sorted(made) == sorted((r["prompt"], r["chosen"], r["rejected"]) for r in rows)
+
+
+def test_the_best_policy_on_a_pool_has_its_kl_and_no_other_weights_earn_more():
+    score, = random_logits(1, 6, 16)                                             # (P, n)
+    for kl in noise.KLS:
+        weight = noise.tilted(score, kl)
+        near(weight.sum(1), torch.ones(6))
+        near((weight * (16 * weight).log()).sum(1).mean(), kl, 1e-3)
+        earned = noise.gains(score, score)
+        near(earned[f"KL {kl}"], (weight * score).sum(1) - score.mean(1))
+        for other in random_logits(20, 6, 16)[1:]:  # at the same KL
+            assert (noise.tilted(other, kl) * score).sum() < (weight * score).sum()
+    near(earned["best of 16"], score.max(1).values - score.mean(1))
+
+
+def test_spoilt_pairs_are_those_of_gold_with_the_flips_of_their_rate():
+    gold, rows = torch.randn(40), torch.randint(40, (3000, 2))
+    rows = rows[rows[:, 0] != rows[:, 1]]
+    rate = torch.where(torch.arange(len(rows)) % 2 == 0, 0.0, 0.4)
+    spoilt = noise.spoil(rows, gold, rate, np.random.default_rng(0))
+    assert torch.equal(spoilt.sort(1).values, rows.sort(1).values)
+    wrong = gold[spoilt[:, 0]] < gold[spoilt[:, 1]]
+    assert not wrong[rate == 0].any() and abs(wrong[rate > 0].float().mean() - 0.4) < 0.05
 
 
 @pytest.mark.parametrize("name", tables.PAGES)

@@ -1,7 +1,8 @@
 """When does a distribution help? A world with a known reward, without sampling in the loop.
 
     python results/noise.py pool 16    # answers of the SFT model to 64 held-out prompts
-    python results/noise.py world 5    # label noise, reward models, gold; 5 draws of the noise
+    python results/noise.py frontier 1 runs/demo_pairs-reward1    # a reward model's score by KL
+    python results/noise.py world 3    # label noise, reward models, gold; 3 draws of the noise
 
 The gold reward is a level-1 head fitted to the readers' rankings of both parts, on layers 15 and
 25; what is judged here sees layer 20. Gold orders the pairs of samples of the training part, noise
@@ -25,14 +26,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from experiments import (MAX_NEW, RUNS, SAMPLE_STEP, WORK, append_line, is_written,  # noqa: E402
-                         layer_columns, load_features, load_sft, make_features)
 from reinforce import READOUTS, ReinforceConfig, sample, uniforms, usable_prompts  # noqa: E402
-from reward import (RewardConfig, fit_head, fit_penalised, load_pairs,  # noqa: E402
-                    prompt_weights)
+from results.experiments import (FINISHED, LENGTH, MAX_NEW, RUNS, SAMPLE_STEP, WORK,  # noqa: E402
+                                 append_line, is_written, layer_columns, load_features, load_sft,
+                                 make_features)
+from reward import RewardConfig, fit_head, fit_penalised, load_pairs, prompt_weights  # noqa: E402
 
 POOL = WORK / "pool.pt"
 NOISY_TOPICS = ("advice", "code", "explain", "facts", "lists")  # the first five by alphabet
@@ -89,6 +91,28 @@ def gains(score, gold):
     best = score.argmax(1, keepdim=True)
     result[f"best of {score.shape[1]}"] = gold.gather(1, best)[:, 0] - base
     return result
+
+
+def frontier(level, folder):
+    """What a reward model's score can gain at a KL on the pool, in spreads of the SFT model's
+    scores: by the best policy, and by the best of n."""
+    head = load_file(Path(folder) / "head.safetensors")
+    pool = torch.stack(torch.load(POOL)["features"], 1)                          # (P, n, F)
+    score = expected(pool[..., layer_columns(20)] @ head["weight"].T + head["bias"])
+    line = {"kind": "frontier", "level": level, "kl": [], "gain": [], "ended": [], "length": []}
+    for kl in (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5):
+        weight = tilted(score, kl)
+        line["kl"].append(kl)
+        gain = (weight * score).sum(1) - score.mean(1)                           # (P,)
+        line["gain"].append(gain.mean().item() / score.std().item())
+        for name, column in (("ended", FINISHED), ("length", LENGTH)):
+            line[name].append((weight * pool[..., column]).sum(1).mean().item())
+    for n in (4, 16):
+        best = score[:, :n].argmax(1, keepdim=True)
+        gain = score.gather(1, best)[:, 0] - score.mean(1)
+        line[f"best of {n}"] = gain.mean().item() / score.std().item()
+    append_line(RUNS, line)
+    print(line)
 
 
 # ----- the world -----
@@ -188,8 +212,8 @@ def world(draws):
                                              for k, v in gain.items()}, flush=True)
 
 
-COMMANDS = {"pool": make_pool, "world": world}
+COMMANDS = {"pool": make_pool, "frontier": frontier, "world": world}
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
-    COMMANDS[command](*map(int, arguments))
+    COMMANDS[command](*(int(a) if a.isdigit() else a for a in arguments))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-PAGES = ("README.md", "REPORT.md", "data/README.md")
+PAGES = ("README.md", "REPORT.md", "data/README.md", "results/TABLES.md")
 ANGLE = np.linspace(-math.pi / 2, math.pi / 2, 20_001)
 
 
@@ -171,6 +171,12 @@ def rewards_table():
     return reward_table(lambda line: not is_feature(line) and not is_curve(line))
 
 
+def short_rewards_table():
+    names = ("written pairs", "samples", "both", "both, samples by a coin", "shorter", "finished",
+             "mean log-prob of the SFT model")
+    return reward_table(lambda line: line["name"] in names, PAIRS[::3])
+
+
 def features_table():
     """Level-1 heads on other features; the loss is on training prompts left out."""
     lines = [x for x in reward_lines() if x["level"] == 1 and (
@@ -222,6 +228,38 @@ def draw_learning(path):
     axis.set(xlabel="ranked training prompts (four answers each), beside 340 written pairs",
              ylabel="accuracy, held-out pairs of samples")
     axis.legend()
+    figure.savefig(path, dpi=100)
+
+
+def draw_frontier(path):
+    """Score against KL: the best that the pool allows, the best of n, and runs of reinforce.py, by
+    the reward model of training: means over ten steps each, and the verdict (star)."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    lines = read_lines("runs.jsonl")
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
+    for line in lines:
+        if line["kind"] == "frontier":
+            axis = axes[line["level"] - 1]
+            axis.plot([0, *line["kl"]], [0, *line["gain"]], color="0.2", label="best policy")
+            for n in (4, 16):
+                axis.plot(math.log(n) - 1 + 1 / n, line[f"best of {n}"], "s", color="0.2")
+                axis.annotate(f"best of {n}", (math.log(n) - 1 + 1 / n, line[f"best of {n}"]),
+                              xytext=(6, -10), textcoords="offset points")
+    for run in lines:
+        if run["kind"] == "policy":
+            axis = axes[run["run"]["level"] - 1]
+            v = run["verdict"]
+            steps = np.array([[m["kl"], (m["score"] - v["sft"]) / v["unit"]] for m in run["steps"]])
+            kl, gain = steps[:len(steps) // 10 * 10].reshape(-1, 10, 2).mean(1).T
+            line, = axis.plot(kl, gain, ".-", alpha=0.5)
+            axis.plot(v["kl"], v["difference"] / v["unit"], "*", markersize=12,
+                      color=line.get_color(), label=run["name"])
+    for level, axis in enumerate(axes, 1):
+        axis.set(xlabel="KL to the SFT model, nats", title=f"level {level}")
+        axis.legend()
+    axes[0].set(ylabel="gain in score, SFT spreads")
     figure.savefig(path, dpi=100)
 
 
@@ -321,9 +359,9 @@ def aligned_table():
     return markdown(["reward model", "samples of", "pairs", "accuracy"], rows)
 
 
-TABLES = {"policies": policies_table, "aligned": aligned_table, "rewards": rewards_table,
-          "features": features_table, "gains": gains_table, "readers": readers_table,
-          "sheets": sheets_table, "noise": noise_table}
+TABLES = {"policies": policies_table, "sheets": sheets_table, "aligned": aligned_table,
+          "rewards": rewards_table, "short_rewards": short_rewards_table, "gains": gains_table,
+          "features": features_table, "readers": readers_table, "noise": noise_table}
 
 
 def with_tables(text):
@@ -338,6 +376,7 @@ def main():
         path = HERE.parent / name
         path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
     draw_learning(HERE / "learning.png")
+    draw_frontier(HERE / "frontier.png")
 
 
 if __name__ == "__main__":
