@@ -565,8 +565,10 @@ def to_messages(value, role):
     """A text, a message, a list of messages or nothing -> list of messages."""
     if isinstance(value, str | None):
         return split_turns(value or "", role)
+    if isinstance(value, dict):
+        value = [value]
     messages = []
-    for m in [value] if isinstance(value, dict) else value:
+    for m in value:
         if not isinstance(m, dict) or m.get("role") not in ("system", "user", "assistant"):
             raise InputError(f"{m!r:.60} is no message of system, user or assistant")
         lost = [name for name in BESIDE if m.get(name)]
@@ -606,9 +608,9 @@ def to_pair(row, where):
 
     ratings = []
     for side in SIDES:
-        given = [row.get(name.format(side)) for name in RATINGS]
-        given = [float(rating) for rating in given if rating not in (None, "")]
-        ratings += [rating for rating in given if not math.isnan(rating)][:1] or [None]
+        values = [row.get(name.format(side)) for name in RATINGS]
+        values = [float(value) for value in values if value not in (None, "")]
+        ratings += [value for value in values if not math.isnan(value)][:1] or [None]
     finished = [FINISHED[str(row.get(side + "_finished")).lower()] for side in SIDES]
     first = next(m["content"] for m in messages if m["role"] == "user")
     return Pair(messages, chosen[-1]["content"], rejected[-1]["content"], finished, ratings,
