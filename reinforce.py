@@ -501,7 +501,7 @@ def main(cfg):
                          f"and a multiple of the {PROCESSES} processes")
     check_model(sft, chat, cfg)
     made = cfg.rm and (Path(cfg.rm) / "metrics.json").exists()
-    wait_for_all()  # before the first process makes it
+    wait_for_all()  # all have looked
     if made:  # used whatever --pairs and the like say
         rm = load_reward_model(cfg.rm, setup, cfg.device)
     else:

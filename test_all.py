@@ -516,6 +516,8 @@ CAN_STOP = THINKS.replace("assistant\n' }}", "assistant\n' }}" + THOUGHT.replace
 DROPS = CHATML.replace("in messages", "in messages if m['role'] != 'system'")
 FORGETS = CHATML.replace(
     "in messages", "in messages if m['role'] != 'assistant' or m == messages[-1]")
+ENDLESS = CHATML.replace("m['content'] }}", "m['content'] }}{{ '!' if m['content'] == 'far' }}")
+JOINS = CHATML.replace("\n' }}{{ m", ": ' }}{{ m").replace("assistant\n", "assistant: ")
 REWRITES = CHATML.replace("m['content']", "m['content'] | replace('miles', 'hours')")
 PLAIN = ("{% if messages[0]['role'] == 'system' or messages[1:] and messages[1]['role'] == 'user'"
          " %}{{ raise_exception('take turns') }}{% endif %}" + CHATML)
@@ -594,6 +596,7 @@ TOY = [{"prompt": f"say {i}", "chosen": "aa" + "abc"[i % 3] * 5, "rejected": "z"
     ("string_ratings", ROW | {"chosen_rating": "8", "rejected_rating": "3.5"}, [ASK]),
     ("h4_uf", talk(ASK, score_chosen=8, score_rejected=3.5, prompt="How far is it?"), [ASK]),
     ("system_column", ROW | {"system": "Be brief."}, [SYSTEM, ASK]),
+    ("system_twice", talk(ASK, system="Be brief.", prompt=[SYSTEM, ASK]), [SYSTEM, ASK]),
     ("system_in_chosen", talk(SYSTEM, ASK, prompt="How far is it?"), [SYSTEM, ASK]),
     ("system_in_prompt", talk(ASK, prompt=[SYSTEM, ASK]), [SYSTEM, ASK]),
     ("multi_turn_chosen", talk(*THREE, prompt="How far is it?"), THREE),
@@ -609,7 +612,7 @@ def test_every_format_that_people_have_gives_its_turns_and_ratings(name, row, me
         assert pair.ratings == ([8.0, 3.5] if name in ("string_ratings", "h4_uf") else [None] * 2)
 
 
-BEHIND = "the chat template writes the answer .* behind the prompt as "
+BEHIND = "does not write the answer .* and its end behind the prompt, which ends in .*the dialogue"
 
 
 @pytest.mark.parametrize("message,work", [
@@ -622,7 +625,7 @@ BEHIND = "the chat template writes the answer .* behind the prompt as "
     ("have different system messages", lambda: load([talk(SYSTEM, ASK, system="Be kind.")])),
     ("row 7: the chat template leaves out the assistant turn 'From where.'",
      lambda: encode(talk(*THREE), make_tokenizer(FORGETS))),
-    ("row 7: the chat template writes the answer 'Two miles.' behind the prompt as 'Two hours",
+    ("row 7: the chat template does not write the answer 'Two miles.' .*Two hours",
      lambda: encode(ROW, make_tokenizer(REWRITES))),
     ("row 41: .* rejected is empty", lambda: load([*TOY, ROW | {"rejected": None}])),
     ("row 1: .* not begin with prompt", lambda: load([talk(*THREE, prompt="How near is it?")])),
@@ -637,6 +640,12 @@ BEHIND = "the chat template writes the answer .* behind the prompt as "
     ("row 7: the chat template leaves out the system turn 'Be brief.'",
      lambda: encode(ROW | {"system": "Be brief."}, make_tokenizer(DROPS))),
     ("no pair is left at max_len 9; raise it", lambda: encode(ROW, max_len=9)),
+    ("row 7: the tokenizer joins prompt and answer 'this is' where", lambda: encode(
+        ROW | {"chosen": "this is"}, make_tokenizer(JOINS))),
+    ("row 7: .*its end behind the prompt", lambda: encode(ROW, make_tokenizer(ENDLESS))),
+    ("no end token right behind an answer, but '!", lambda: chat_of(make_tokenizer(
+        CHATML.replace("<|im_end|>", "!<|im_end|>")))),
+    ("row 1: 42 is no text and no message", lambda: load([ROW | {"chosen": 42}])),
     (BEHIND + ".*think", lambda: chat_of(make_tokenizer(THINKS))),
     (BEHIND, lambda: chat_of(make_tokenizer(CHATML.removesuffix(OPEN)))),
     (BEHIND, lambda: chat_of(make_tokenizer(PLAIN.removesuffix(OPEN)))),
@@ -736,6 +745,7 @@ def test_prompt_answer_and_end_are_the_templates_own_tokens(end, arguments):
                                             enable_thinking=False)
         assert own[:len(encoded.prompt + ids)] == encoded.prompt + ids
         assert tokenizer.decode(ids[-1]) == end and ids.count(ids[-1]) == 1
+        assert tokenizer.decode(ids[:-1]).strip() == answer["content"]
 
 
 @pytest.mark.parametrize("special", [True, False])
@@ -1109,12 +1119,13 @@ def test_the_best_policy_on_a_pool_has_its_kl_and_no_other_weights_earn_more():
         near(earned[f"KL {kl}"], (weight * score).sum(1) - score.mean(1))
         for other in random_logits(20, 6, 16)[1:]:  # at the same KL
             assert (noise.tilted(other, kl) * score).sum() < (weight * score).sum()
+        a_beta_each = torch.cat([noise.tilted(one[None], kl) for one in score])
+        assert (a_beta_each * score).sum() < (weight * score).sum()
     near(earned["best of 16"], score.max(1).values - score.mean(1))
 
 
 def test_spoilt_pairs_are_those_of_gold_with_the_flips_of_their_rate():
-    gold, rows = torch.randn(40), torch.randint(40, (3000, 2))
-    rows = rows[rows[:, 0] != rows[:, 1]]
+    gold, rows = random_logits(40), torch.combinations(torch.arange(40)).repeat(4, 1)
     rate = torch.where(torch.arange(len(rows)) % 2 == 0, 0.0, 0.4)
     spoilt = noise.spoil(rows, gold, rate, np.random.default_rng(0))
     assert torch.equal(spoilt.sort(1).values, rows.sort(1).values)

@@ -243,7 +243,7 @@ def main():
                   sft=reward.find_sft(cfg), data=cfg.data or reward.BUNDLED_DATA)
     chat = reward.Chat(cfg.sft)
     work.end, work.tokenizer = chat.end, chat.tokenizer
-    work.pad = min(set(chat.tokenizer.added_tokens_decoder) - {chat.end})
+    work.pad = min(set(chat.tokenizer.all_special_ids) - {chat.end})
     chat.tokenizer.pad_token_id = work.pad  # not the end, where a reward model reads its score
     pairs = {}  # one a prompt, none that is cut
     for p in reward.load_pairs(cfg)[0]:

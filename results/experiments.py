@@ -157,7 +157,7 @@ def cooled(temperature, out, *runs):
 def from_checkpoint(checkpoint, out):
     """The policy of an unfinished run as OUT/model, to be read like that of a finished one."""
     sft, chat = load_sft()
-    sft.load_state_dict(torch.load(checkpoint, weights_only=False)["policy"])
+    sft.load_state_dict(torch.load(checkpoint, weights_only=True)["policy"])
     sft.save_pretrained(Path(out) / "model")
     chat.tokenizer.save_pretrained(Path(out) / "model")
 
@@ -177,8 +177,9 @@ def untrained_arms(folder, out):
     scores = rm(torch.stack(pool["features"])[:, :, layer_columns(rm.layer)])    # (n, P, K)
     scores = scores[..., 0] if rm.level == 1 else scores.softmax(-1) @ torch.arange(1.0, 11)
     short = []
-    for pair in list({p.key: p for p in setup.val}.values())[:64]:
-        text = pair.messages[-1]["content"] + "\n\nAnswer in one short sentence."
+    pair_of = {p.key: p for p in setup.val}
+    for key in keys:
+        text = pair_of[key].messages[-1]["content"] + "\n\nAnswer in one short sentence."
         short.append(setup.chat.prompt([{"role": "user", "content": text}]))
     answers = {}
     for name, x in (("sft", prompts), ("one short sentence", short)):

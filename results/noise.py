@@ -8,8 +8,10 @@ The gold reward is a level-1 head fitted to the readers' rankings of both parts,
 25; what is judged here sees layer 20. Gold orders the pairs of samples of the training part, noise
 spoils the orders (CONDITIONS), heads are fitted to them, and each scores the pool. The best policy
 under a score s with a KL term, pi ~ pi_ref exp(s / beta), is approximated on the pool by weights
-exp(s / beta) of its n answers: this is where REINFORCE would end without the noise of sampling.
-beta is set so that the KL, averaged over prompts, is the same for all; then gold is compared.
+exp(s / beta) of its n answers (roughly: at a KL of 2 the weight sits on n / e^2 of them): this is
+where REINFORCE would end without the noise of sampling. beta is set so that the KL, averaged over
+prompts, is the same for all; then gold is compared. A clean order is the sign of gold's difference,
+however small: E[S] is calibrated for such labels, not for gold itself.
 
 What theory predicts (written before the first run):
  1. clean, random: all readouts of one fit are alike. Within a prompt only the order counts, and a
@@ -17,7 +19,7 @@ What theory predicts (written before the first run):
  2. half (noise in one recognisable half of the prompts): judgements of the noisy half are shrunk by
     the fit itself, so E[S] spends its KL in the clean half. Level 2 can shrink by prompt, level 1,
     a linear map, hardly: level 2 by its mean wins, spread penalties add nothing to it. The oracle,
-    which weights pairs by (1 - 2 e)^2, wins over both.
+    which weights pairs by 1 - 2 e, wins over both.
  3. few (50 prompts): what the head does not know is large. A lower confidence bound over bootstraps
     beats the mean of the same bootstraps at high KL; penalties on the predicted spread do not.
 """
@@ -33,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from reinforce import READOUTS, ReinforceConfig, sample, uniforms, usable_prompts  # noqa: E402
 from results.experiments import (FINISHED, LENGTH, MAX_NEW, RUNS, SAMPLE_STEP, WORK,  # noqa: E402
                                  append_line, is_written, layer_columns, load_features, load_sft,
-                                 make_features)
+                                 make_features, read_lines)
 from reward import RewardConfig, fit_head, fit_penalised, load_pairs, prompt_weights  # noqa: E402
 
 POOL = WORK / "pool.pt"
@@ -81,7 +83,10 @@ def tilted(score, kl):
             low = middle  # beta too small
         else:
             high = middle
-    return policy(high)[0]
+    weight, reached = policy(high)
+    if abs(reached - kl) > 1e-3:
+        raise ValueError(f"{score.shape[1]} answers allow a KL of {reached:.2f}, not {kl}")
+    return weight
 
 
 def gains(score, gold):
@@ -124,11 +129,12 @@ def spoil(rows, gold, rate, rng):
     return torch.where(flip[:, None], right.flip(1), right)
 
 
-def fitted(x, rows, weight, level, penalty):
-    """A head on raw features x, with a known penalty: a function of features (..., D)."""
-    mean, scale = x.mean(0), x.std(0).clamp(min=1e-6)
-    W, b = fit_head((x - mean) / scale, rows, weight, RewardConfig(level=level), penalty, 100)
-    return lambda features: (features - mean) / scale @ W + b
+def refitted(x, rows, weight, level, penalty):
+    """W, b of a head on raw features x, with a known penalty."""
+    mean = x.mean(0)
+    scale = x.std(0).clamp(min=1e-6)
+    W, b = fit_head((x - mean) / scale, rows, weight, RewardConfig(level=level), penalty, 200)
+    return W / scale[:, None], b - (mean / scale) @ W
 
 
 def expected(logits):
@@ -143,8 +149,10 @@ def arms(x, rows, encoded, rate, pool):
     weight = prompt_weights(encoded, 0)
     folds = torch.tensor([e.dialogue % 5 for e in encoded])
     scores = {}
+    known = weight * (1 - 2 * rate)
     for level in (1, 2):
-        W, b, penalty = fit_penalised(x, rows, weight, folds, RewardConfig(level=level))
+        cfg = RewardConfig(level=level)
+        W, b, penalty = fit_penalised(x, rows, weight, folds, cfg)
         logits = pool @ W + b                                                    # (P, n, K)
         scores[f"level {level}, mean"] = expected(logits)
         if level == 2:
@@ -152,18 +160,17 @@ def arms(x, rows, encoded, rate, pool):
             for name in ("variance", "entropy", "entropic", "win"):
                 score = READOUTS[name](p, p.mean(0), RISK)
                 scores[f"level 2, {name}"] = score.view(logits.shape[:2])
-        known = weight * (1 - 2 * rate) ** 2
-        oracle = fitted(x, rows, known / known.sum(), level, penalty)
-        scores[f"level {level}, oracle"] = expected(oracle(pool))
-        draws = []
+        W, b, _ = fit_penalised(x, rows, known / known.sum(), folds, cfg)
+        scores[f"level {level}, oracle"] = expected(pool @ W + b)
+        heads = []
         for seed in range(1, BOOTSTRAPS + 1):
-            head = fitted(x, rows, prompt_weights(encoded, seed), level, penalty)
-            score = expected(head(pool))
-            draws.append(score - score.mean(1, keepdim=True))  # above the SFT model
-        draws = torch.stack(draws)                                               # (S, P, n)
-        scores[f"level {level}, mean of bootstraps"] = draws.mean(0)
+            W, b = refitted(x, rows, prompt_weights(encoded, seed), level, penalty)
+            score = expected(pool @ W + b)
+            heads.append(score - score.mean(1, keepdim=True))  # above the SFT model
+        heads = torch.stack(heads)                                               # (S, P, n)
+        scores[f"level {level}, mean of bootstraps"] = heads.mean(0)
         for bound in (RISK, 2.0):
-            scores[f"level {level}, bound {bound}"] = draws.mean(0) - bound * draws.std(0)
+            scores[f"level {level}, bound {bound}"] = heads.mean(0) - bound * heads.std(0)
     return scores
 
 
@@ -188,21 +195,27 @@ def world(draws):
     rows = train[3][ranked[0]]
     x = train[2][:, layer_columns(20)]
     noisy = torch.tensor([e.topic in NOISY_TOPICS for e in encoded])
-    half = torch.where(noisy, HIGH, LOW)
+    by_topic = torch.where(noisy, HIGH, LOW)
+    share = (prompt_weights(encoded, 0) * by_topic).sum()  # flipped in all
     prompts = list(dict.fromkeys(e.key for e in encoded))
-    rates = {"clean": 0 * half, "random": half.mean().expand(len(half)), "half": half,
-             "few": 0 * half}
-    print(f"{noisy.float().mean():.2f} of the pairs are noisy, {half.mean():.3f} flipped in all")
+    rates = {"clean": 0 * by_topic, "random": share.expand(len(rows)), "half": by_topic,
+             "few": 0 * by_topic}
+    print(f"{noisy.float().mean():.2f} of the pairs are noisy, {share:.3f} flipped in all")
     print("gold itself:", {k: round(v.mean().item(), 3)
                            for k, v in gains(gold_pool, gold_pool).items()})
+    done = {(line["condition"], line["draw"]) for line in read_lines(RUNS)
+            if line["kind"] == "noise"}
     for condition in CONDITIONS:
         for draw in range(1 if condition == "clean" else draws):
+            if (condition, draw) in done:
+                continue
             chosen = set(prompts[50 * draw:50 * draw + 50] if condition == "few" else prompts)
             mask = torch.tensor([e.key in chosen for e in encoded])
             part = [e for e, m in zip(encoded, mask) if m]
             rate = rates[condition][mask]
             spoilt = spoil(rows[mask], gold, rate, np.random.default_rng(draw))
-            for arm, score in arms(x, spoilt, part, rate, pool[..., layer_columns(20)]).items():
+            scores = arms(x, spoilt, part, rate, pool[..., layer_columns(20)])
+            for arm, score in scores.items():
                 gain = gains(score, gold_pool)
                 append_line(RUNS, {
                     "kind": "noise", "condition": condition, "draw": draw, "arm": arm,

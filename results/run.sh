@@ -35,6 +35,35 @@ main() {      # the README's command, both levels; then sheets of the policies a
   done
 }
 
+penalty() {   # the same without the penalty for an answer that does not end
+  for level in 1 2; do
+    python reinforce.py --level $level --eos_penalty 0 --rm runs/demo_pairs-reward$level --out runs/level$level-no-penalty
+    python results/experiments.py record "level $level, no penalty" runs/level$level-no-penalty
+  done
+  python results/experiments.py cooled 0.7 runs/penalty.json \
+    "l1, no penalty=runs/level1-no-penalty" "l2, no penalty=runs/level2-no-penalty"
+}
+
+controls() {  # what needs no REINFORCE, and a policy of coin labels
+  python results/noise.py pool 16
+  python results/experiments.py untrained_arms runs/demo_pairs-reward1 runs/untrained.json
+  for level in 1 2; do python results/noise.py frontier $level runs/demo_pairs-reward$level; done
+  python results/experiments.py coin_head runs/demo_pairs-reward1 runs/coin-reward1
+  python reinforce.py --level 1 --rm runs/coin-reward1 --out runs/level1-coin
+  python results/experiments.py record "level 1, coin labels" runs/level1-coin
+  python results/experiments.py cooled 0.7 runs/coin.json "l1, coin labels=runs/level1-coin"
+  for reader in A B; do
+    for arm in "best of 4" "best of 16" "one short sentence"; do
+      python results/experiments.py duels runs/untrained.json $reader sft "$arm"
+    done
+    for policy in penalty:"l1, no penalty" penalty:"l2, no penalty" coin:"l1, coin labels"; do
+      python results/experiments.py duels runs/${policy%%:*}.json $reader "sft at 0.7" "${policy#*:} at 0.7"
+    done
+  done
+}
+
+world() { python results/noise.py world 3; }   # needs the pool of `controls`
+
 read_back() { # once the sheets are read
   python results/experiments.py collect
   for level in 1 2; do

@@ -232,8 +232,8 @@ def draw_learning(path):
 
 
 def draw_frontier(path):
-    """Score against KL: the best that the pool allows, the best of n, and runs of reinforce.py, by
-    the reward model of training: means over ten steps each, and the verdict (star)."""
+    """Score against KL by the reward model of training: best weights on a pool of samples, best of
+    n, and runs of reinforce.py (means over ten steps, above the held-out SFT mean; verdict)."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -242,7 +242,8 @@ def draw_frontier(path):
     for line in lines:
         if line["kind"] == "frontier":
             axis = axes[line["level"] - 1]
-            axis.plot([0, *line["kl"]], [0, *line["gain"]], color="0.2", label="best policy")
+            axis.plot([0, *line["kl"]], [0, *line["gain"]], color="0.2",
+                      label="best weights, 16 samples")
             for n in (4, 16):
                 axis.plot(math.log(n) - 1 + 1 / n, line[f"best of {n}"], "s", color="0.2")
                 axis.annotate(f"best of {n}", (math.log(n) - 1 + 1 / n, line[f"best of {n}"]),
@@ -253,9 +254,9 @@ def draw_frontier(path):
             v = run["verdict"]
             steps = np.array([[m["kl"], (m["score"] - v["sft"]) / v["unit"]] for m in run["steps"]])
             kl, gain = steps[:len(steps) // 10 * 10].reshape(-1, 10, 2).mean(1).T
-            line, = axis.plot(kl, gain, ".-", alpha=0.5)
+            curve = axis.plot(kl, gain, ".-", alpha=0.5)[0]
             axis.plot(v["kl"], v["difference"] / v["unit"], "*", markersize=12,
-                      color=line.get_color(), label=run["name"])
+                      color=curve.get_color(), label=run["name"])
     for level, axis in enumerate(axes, 1):
         axis.set(xlabel="KL to the SFT model, nats", title=f"level {level}")
         axis.legend()
@@ -328,24 +329,28 @@ CONDITIONS = ("clean", "random", "half", "few")
 
 
 def noise_table(measure="KL 2.0"):
-    """The controlled world of noise.py: gold reward gained at an equal KL, and the difference to
-    the mean of level 1, by arm and condition, over draws of the noise and prompts."""
-    gained = {}  # (draws, prompts) for each arm and condition
+    """The controlled world of noise.py: gold reward gained at an equal KL, by arm and condition,
+    and the difference to another arm, over draws of the noise and prompts."""
+    gained = {}  # {draw: (prompts,)} for each arm and condition
     for line in read_lines("runs.jsonl"):
         if line["kind"] == "noise":
-            gained.setdefault((line["arm"], line["condition"]), []).append(line["gain"][measure])
-    arms = list(dict.fromkeys(arm for arm, _ in gained))
+            draws = gained.setdefault((line["arm"], line["condition"]), {})
+            draws[line["draw"]] = line["gain"][measure]
     rows = []
-    for arm in arms:
-        row = [arm]
+    for arm in dict.fromkeys(arm for arm, _ in gained):
+        level, name = arm.split(", ")
+        other = level + (", mean of bootstraps" if "bound" in name else ", mean")
+        if arm == "level 2, mean":
+            other = "level 1, mean"
+        row = [arm, "" if other == arm else other]
         for condition in CONDITIONS:
-            gain = np.array(gained[arm, condition])
-            difference = gain - np.array(gained["level 1, mean", condition])
-            same = not difference.any()
-            row.append(f"{gain.mean():.2f}" + ("" if same else ", " + cell(
-                difference.mean(), interval(difference), "+")))
+            gain = np.array([*gained[arm, condition].values()])                  # (S, N)
+            difference = gain - np.array([*gained[other, condition].values()])
+            row.append(f"{gain.mean():.2f}")
+            if difference.any():
+                row[-1] += ", " + cell(difference.mean(), interval(difference), "+")
         rows.append(row)
-    return markdown(["score", *CONDITIONS], rows)
+    return markdown(["score", "compared with", *CONDITIONS], rows)
 
 
 def aligned_table():
