@@ -353,6 +353,21 @@ def noise_table(measure="KL 2.0"):
     return markdown(["score", "compared with", *CONDITIONS], rows)
 
 
+def contrasts_table(control="l1, coin labels at 0.7"):
+    """Win rates against the SFT model, minus that of a control, paired by prompt."""
+    rates = {}  # {arm: {prompt: wins of each reader}}
+    for row in read_lines("sheets.jsonl"):
+        if len(row["arms"]) == 2 and "at 0.4" not in row["arms"][0]:
+            win = 0.5 + np.sign(row["places"][0] - row["places"][1]) / 2
+            rates.setdefault(row["arms"][1], {}).setdefault(row["prompt"], []).append(win)
+    rows = []
+    for arm, wins in rates.items():
+        if arm != control:
+            difference = [[np.mean(wins[p]) - np.mean(rates[control][p]) for p in wins]]
+            rows.append([arm, cell(np.mean(difference), interval(difference), "+")])
+    return markdown(["policy", f"win rate minus that of {control}"], rows)
+
+
 def aligned_table():
     """Reward models on pairs of an aligned policy's own samples that both readers order alike."""
     rows = []
@@ -364,9 +379,10 @@ def aligned_table():
     return markdown(["reward model", "samples of", "pairs", "accuracy"], rows)
 
 
-TABLES = {"policies": policies_table, "sheets": sheets_table, "aligned": aligned_table,
-          "rewards": rewards_table, "short_rewards": short_rewards_table, "gains": gains_table,
-          "features": features_table, "readers": readers_table, "noise": noise_table}
+TABLES = {"policies": policies_table, "sheets": sheets_table, "contrasts": contrasts_table,
+          "aligned": aligned_table, "rewards": rewards_table, "short_rewards": short_rewards_table,
+          "gains": gains_table, "features": features_table, "readers": readers_table,
+          "noise": noise_table}
 
 
 def with_tables(text):
