@@ -259,7 +259,7 @@ def draw_frontier(path):
                       color=curve.get_color(), label=run["name"])
     for level, axis in enumerate(axes, 1):
         axis.set(xlabel="KL to the SFT model, nats", title=f"level {level}")
-        axis.legend()
+        axis.legend(fontsize="small", loc="lower right")
     axes[0].set(ylabel="gain in score, SFT spreads")
     figure.savefig(path, dpi=100)
 
