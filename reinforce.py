@@ -293,7 +293,7 @@ def train_policy(policy, optimizer, sft, rm, prompts, keys, state, chat, cfg, do
         # one answer to each prompt, its score, and r in SFT spreads
         y = answer_all(policy, x, [keys[i] for i in mine], cfg.seed, step, cfg, chat.end)
         logits, ref_logp = judge(rm, sft, x, y, cfg, cfg.precision)              # (B, K), (B,)
-        score = read_scores(logits, state.past_distribution, cfg)          # (B,)
+        score = read_scores(logits, state.past_distribution, cfg)                # (B,)
         ended = torch.tensor([float(a[-1] == chat.end) for a in y])              # (B,)
         r = score / state.unit - cfg.eos_penalty * (1 - ended)                   # (B,)
 
@@ -399,8 +399,7 @@ def compare(sft, aligned, same):
     about another seed of training."""
     d = (aligned - sft).double().masked_fill(same, 0.0)                          # (S, N)
     won = (d > 0).double() + (d == 0).double() / 2
-    return {"n": d.shape[1], "answers": d.numel(), "sft": sft.mean().item(),
-            "aligned": aligned.mean().item(),
+    return {"n": d.shape[1], "sft": sft.mean().item(), "aligned": aligned.mean().item(),
             "difference": d.mean().item(), "interval": bootstrap(d.mean(0)),
             "wins": (d > 0).sum().item(), "ties": (d == 0).sum().item(),
             "win_rate": won.mean().item(), "win_interval": bootstrap(won.mean(0))}

@@ -154,14 +154,6 @@ def cooled(temperature, out, *runs):
     Path(out).write_text(json.dumps({"prompts": keys[:64], "answers": answers}))
 
 
-def from_checkpoint(checkpoint, out):
-    """The policy of an unfinished run as OUT/model, to be read like that of a finished one."""
-    sft, chat = load_sft()
-    sft.load_state_dict(torch.load(checkpoint, weights_only=True)["policy"])
-    sft.save_pretrained(Path(out) / "model")
-    chat.tokenizer.save_pretrained(Path(out) / "model")
-
-
 def untrained_arms(folder, out):
     """What needs no REINFORCE, beside the SFT model and with the prompts of the verdict: the best
     of 4 and of 16 samples (noise.py pool) by a reward model, and the SFT model asked for one short
@@ -523,7 +515,7 @@ COMMANDS = {
     "samples": make_samples, "sheets": make_sheets, "duels": make_duels, "collect": collect,
     "cooled": cooled, "aligned_sheets": make_aligned, "bundle": bundle, "heads": heads,
     "controls": controls, "held_out": held_out, "aligned": aligned, "record": record,
-    "from_checkpoint": from_checkpoint, "untrained_arms": untrained_arms, "coin_head": coin_head}
+    "untrained_arms": untrained_arms, "coin_head": coin_head}
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]

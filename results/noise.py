@@ -19,7 +19,7 @@ What theory predicts (written before the first run):
  2. half (noise in one recognisable half of the prompts): judgements of the noisy half are shrunk by
     the fit itself, so E[S] spends its KL in the clean half. Level 2 can shrink by prompt, level 1,
     a linear map, hardly: level 2 by its mean wins, spread penalties add nothing to it. The oracle,
-    which weights pairs by 1 - 2 e, wins over both.
+    which weights pairs by 1 - 2 e (squared when this was written), wins over both.
  3. few (50 prompts): what the head does not know is large. A lower confidence bound over bootstraps
     beats the mean of the same bootstraps at high KL; penalties on the predicted spread do not.
 """
