@@ -24,6 +24,7 @@ What theory predicts (written before the first run):
     beats the mean of the same bootstraps at high KL; penalties on the predicted spread do not.
 """
 import sys
+from itertools import compress, product
 from pathlib import Path
 
 import numpy as np
@@ -32,38 +33,34 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from reinforce import READOUTS, ReinforceConfig, sample, uniforms, usable_prompts  # noqa: E402
-from results.experiments import (FINISHED, LENGTH, MAX_NEW, RUNS, SAMPLE_STEP, WORK,  # noqa: E402
-                                 append_line, is_written, layer_columns, load_features, load_sft,
-                                 make_features, read_lines)
-from reward import RewardConfig, fit_head, fit_penalised, load_pairs, prompt_weights  # noqa: E402
+from reinforce import READOUTS, ReinforceConfig, sample, uniforms  # noqa: E402
+from results.experiments import (COLUMNS, MAX_NEW, POOL, SAMPLE_STEP, append_line,  # noqa: E402
+                                 expected, is_written, load_features, make_features,
+                                 verdict_prompts)
+from results.tables import CONDITIONS, RUNS, grouped, lines_of  # noqa: E402
+from reward import RewardConfig, fit_head, fit_penalised, prompt_weights  # noqa: E402
 
-POOL = WORK / "pool.pt"
 NOISY_TOPICS = ("advice", "code", "explain", "facts", "lists")  # the first five by alphabet
-HIGH, LOW = 0.45, 0.05      # shares of flipped orders in the noisy topics and in the others
-CONDITIONS = ("clean", "random", "half", "few")
+HIGH = 0.45                 # share of flipped orders in the noisy topics,
+LOW = 0.05                  # in the others
 BOOTSTRAPS = 8
 RISK = 0.5                  # of the readouts; of the bound, in standard deviations over bootstraps
 KLS = (0.5, 1.0, 2.0)       # nats, averaged over the prompts
 
 
-def make_pool(n, prompts=64):
-    """n answers of the SFT model at 0.7 to each of the verdict's held-out prompts, with their
-    features -> POOL; goes on where it was stopped."""
-    sft, chat = load_sft()
-    cfg = ReinforceConfig(precision="fp32")
-    ids, keys = usable_prompts(chat, load_pairs(cfg)[1], cfg, "pool")
-    ids, keys = ids[:prompts], keys[:prompts]
+def make_pool(n):
+    """n answers of the SFT model at 0.7 to each of the verdict's first prompts, with their features
+    -> POOL; goes on where it was stopped."""
+    setup, ids, keys = verdict_prompts(ReinforceConfig(device="cpu"))
     pool = {"keys": keys, "answers": [], "features": []}
     if POOL.exists():
         pool = torch.load(POOL)
     for number in range(len(pool["answers"]), n):
         numbers = uniforms(0, SAMPLE_STEP + 100 + number, keys, MAX_NEW)
-        pool["answers"].append(sample(sft, ids, numbers, 0.7, chat.end))
-        with torch.no_grad():
-            x = [make_features(sft, chat.end, ids[i], [pool["answers"][-1][i]])
-                 for i in range(prompts)]
-        pool["features"].append(torch.cat(x))                                    # (P, F)
+        answers = sample(setup.sft, ids, numbers, 0.7, setup.chat.end)
+        pool["answers"].append(answers)
+        features = [make_features(setup, x, [y]) for x, y in zip(ids, answers)]
+        pool["features"].append(torch.cat(features))                             # (P, F)
         torch.save(pool, POOL)
         print(f"answer {number + 1} of {n}", flush=True)
 
@@ -73,20 +70,19 @@ def make_pool(n, prompts=64):
 def tilted(score, kl):
     """Weights (P, n) of the n answers of each prompt: softmax(score / beta), with the beta at which
     KL(weights || uniform), averaged over the prompts, is kl."""
-    def policy(log_beta):
-        logw = (score / np.exp(log_beta)).log_softmax(1)
-        return logw.exp(), (logw.exp() * (logw + np.log(score.shape[1]))).sum(1).mean().item()
-    low, high = -12.0, 12.0
+    low = -12.0  # of log beta
+    high = 12.0
     for _ in range(60):
         middle = (low + high) / 2
-        if policy(middle)[1] > kl:
+        logw = (score / np.exp(middle)).log_softmax(1)
+        reached = (logw.exp() * (logw + np.log(score.shape[1]))).sum(1).mean().item()
+        if reached > kl:
             low = middle  # beta too small
         else:
             high = middle
-    weight, reached = policy(high)
     if abs(reached - kl) > 1e-3:
         raise ValueError(f"{score.shape[1]} answers allow a KL of {reached:.2f}, not {kl}")
-    return weight
+    return (score / np.exp(high)).log_softmax(1).exp()
 
 
 def gains(score, gold):
@@ -103,18 +99,14 @@ def frontier(level, folder):
     scores: by the best policy, and by the best of n."""
     head = load_file(Path(folder) / "head.safetensors")
     pool = torch.stack(torch.load(POOL)["features"], 1)                          # (P, n, F)
-    score = expected(pool[..., layer_columns(20)] @ head["weight"].T + head["bias"])
-    line = {"kind": "frontier", "level": level, "kl": [], "gain": [], "ended": [], "length": []}
-    for kl in (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5):
-        weight = tilted(score, kl)
-        line["kl"].append(kl)
-        gain = (weight * score).sum(1) - score.mean(1)                           # (P,)
+    score = expected(pool[..., COLUMNS[20]] @ head["weight"].T + head["bias"])
+    kls = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5)
+    line = {"kind": "frontier", "level": level, "kl": kls, "gain": []}
+    for kl in kls:
+        gain = (tilted(score, kl) * score).sum(1) - score.mean(1)                # (P,)
         line["gain"].append(gain.mean().item() / score.std().item())
-        for name, column in (("ended", FINISHED), ("length", LENGTH)):
-            line[name].append((weight * pool[..., column]).sum(1).mean().item())
     for n in (4, 16):
-        best = score[:, :n].argmax(1, keepdim=True)
-        gain = score.gather(1, best)[:, 0] - score.mean(1)
+        gain = score[:, :n].amax(1) - score.mean(1)
         line[f"best of {n}"] = gain.mean().item() / score.std().item()
     append_line(RUNS, line)
     print(line)
@@ -129,27 +121,14 @@ def spoil(rows, gold, rate, rng):
     return torch.where(flip[:, None], right.flip(1), right)
 
 
-def refitted(x, rows, weight, level, penalty):
-    """W, b of a head on raw features x, with a known penalty."""
-    mean = x.mean(0)
-    scale = x.std(0).clamp(min=1e-6)
-    W, b = fit_head((x - mean) / scale, rows, weight, RewardConfig(level=level), penalty, 200)
-    return W / scale[:, None], b - (mean / scale) @ W
-
-
-def expected(logits):
-    """Level 1: the score; level 2: E[S]."""
-    if logits.shape[-1] == 1:
-        return logits[..., 0]
-    return logits.softmax(-1) @ torch.arange(1.0, 11)
-
-
 def arms(x, rows, encoded, rate, pool):
     """{arm: scores (P, n)} of heads fitted to pairs, for the pool's features (P, n, D)."""
     weight = prompt_weights(encoded, 0)
-    folds = torch.tensor([e.dialogue % 5 for e in encoded])
-    scores = {}
     known = weight * (1 - 2 * rate)
+    folds = torch.tensor([e.dialogue % 5 for e in encoded])
+    mean = x.mean(0)
+    scale = x.std(0).clamp(min=1e-6)
+    scores = {}
     for level in (1, 2):
         cfg = RewardConfig(level=level)
         W, b, penalty = fit_penalised(x, rows, weight, folds, cfg)
@@ -163,9 +142,10 @@ def arms(x, rows, encoded, rate, pool):
         W, b, _ = fit_penalised(x, rows, known / known.sum(), folds, cfg)
         scores[f"level {level}, oracle"] = expected(pool @ W + b)
         heads = []
-        for seed in range(1, BOOTSTRAPS + 1):
-            W, b = refitted(x, rows, prompt_weights(encoded, seed), level, penalty)
-            score = expected(pool @ W + b)
+        for seed in range(1, BOOTSTRAPS + 1):  # with the penalty of the whole
+            W, b = fit_head((x - mean) / scale, rows, prompt_weights(encoded, seed), cfg, penalty,
+                            200)
+            score = expected(pool @ (W / scale[:, None]) + (b - (mean / scale) @ W))
             heads.append(score - score.mean(1, keepdim=True))  # above the SFT model
         heads = torch.stack(heads)                                               # (S, P, n)
         scores[f"level {level}, mean of bootstraps"] = heads.mean(0)
@@ -175,54 +155,50 @@ def arms(x, rows, encoded, rate, pool):
 
 
 def world(draws):
-    train, val = load_features()
-    level_1 = RewardConfig(level=1)
+    parts = []
+    for pairs, encoded, x, rows in load_features():
+        ranked = ~is_written(pairs)
+        parts.append((list(compress(encoded, ranked)), x, rows[ranked]))
+    (encoded, x, rows), (val_encoded, val_x, val_rows) = parts
 
     # gold: every ranked pair of both parts, on features that no arm sees
-    columns = layer_columns(15, 25)
-    ranked = [~is_written(part[0]) for part in (train, val)]
-    encoded = [e for part, mask in zip((train, val), ranked) for e, m in zip(part[1], mask) if m]
-    x = torch.cat([train[2], val[2]])[:, columns]
-    rows = torch.cat([train[3][ranked[0]], len(train[2]) + val[3][ranked[1]]])
-    folds = torch.tensor([e.dialogue % 5 for e in encoded])
-    W, b, _ = fit_penalised(x, rows, prompt_weights(encoded, 0), folds, level_1)
+    columns = COLUMNS[15] + COLUMNS[25]
+    both = encoded + val_encoded
+    folds = torch.tensor([e.dialogue % 5 for e in both])
+    W, b, _ = fit_penalised(torch.cat([x, val_x])[:, columns],
+                            torch.cat([rows, len(x) + val_rows]), prompt_weights(both, 0), folds,
+                            RewardConfig(level=1))
     pool = torch.stack(torch.load(POOL)["features"], 1)                          # (P, n, F)
     gold_pool = (pool[..., columns] @ W + b)[..., 0]                             # (P, n)
     gold_pool /= (gold_pool - gold_pool.mean(1, keepdim=True)).std()  # in spreads within a prompt
-    gold = (train[2][:, columns] @ W + b)[:, 0]
+    gold = (x[:, columns] @ W + b)[:, 0]
+    print("gold itself, at 2 nats:", gains(gold_pool, gold_pool)["KL 2.0"].mean().item())
 
-    encoded = [e for e, m in zip(train[1], ranked[0]) if m]
-    rows = train[3][ranked[0]]
-    x = train[2][:, layer_columns(20)]
     noisy = torch.tensor([e.topic in NOISY_TOPICS for e in encoded])
     by_topic = torch.where(noisy, HIGH, LOW)
     share = (prompt_weights(encoded, 0) * by_topic).sum()  # flipped in all
-    prompts = list(dict.fromkeys(e.key for e in encoded))
-    rates = {"clean": 0 * by_topic, "random": share.expand(len(rows)), "half": by_topic,
-             "few": 0 * by_topic}
     print(f"{noisy.float().mean():.2f} of the pairs are noisy, {share:.3f} flipped in all")
-    print("gold itself:", {k: round(v.mean().item(), 3)
-                           for k, v in gains(gold_pool, gold_pool).items()})
-    done = {(line["condition"], line["draw"]) for line in read_lines(RUNS)
-            if line["kind"] == "noise"}
-    for condition in CONDITIONS:
-        for draw in range(1 if condition == "clean" else draws):
-            if (condition, draw) in done:
-                continue
-            chosen = set(prompts[50 * draw:50 * draw + 50] if condition == "few" else prompts)
-            mask = torch.tensor([e.key in chosen for e in encoded])
-            part = [e for e, m in zip(encoded, mask) if m]
-            rate = rates[condition][mask]
-            spoilt = spoil(rows[mask], gold, rate, np.random.default_rng(draw))
-            scores = arms(x, spoilt, part, rate, pool[..., layer_columns(20)])
-            for arm, score in scores.items():
-                gain = gains(score, gold_pool)
-                append_line(RUNS, {
-                    "kind": "noise", "condition": condition, "draw": draw, "arm": arm,
-                    "pool": pool.shape[1],
-                    "gain": {k: [round(g, 4) for g in v.tolist()] for k, v in gain.items()}})
-                print(condition, draw, arm, {k: round(v.mean().item(), 3)
-                                             for k, v in gain.items()}, flush=True)
+    none = torch.zeros(len(rows))
+    rates = {"clean": none, "random": none + share, "half": by_topic, "few": none}
+    prompts = list(dict.fromkeys(e.key for e in encoded))
+    done = grouped(lines_of("noise"), "condition", "draw")
+    for condition, draw in product(CONDITIONS, range(draws)):
+        if (condition, draw) in done or condition == "clean" and draw > 0:  # nothing is drawn there
+            continue
+        chosen = set(prompts)
+        if condition == "few":
+            chosen = set(prompts[50 * draw:50 * draw + 50])
+        mask = torch.tensor([e.key in chosen for e in encoded])
+        rate = rates[condition][mask]
+        spoilt = spoil(rows[mask], gold, rate, np.random.default_rng(draw))
+        scores = arms(x[:, COLUMNS[20]], spoilt, list(compress(encoded, mask)), rate,
+                      pool[..., COLUMNS[20]])
+        for arm, score in scores.items():
+            gain = gains(score, gold_pool)
+            append_line(RUNS, {
+                "kind": "noise", "condition": condition, "draw": draw, "arm": arm,
+                "gain": {k: [round(g, 4) for g in v.tolist()] for k, v in gain.items()}})
+            print(condition, draw, arm, gain["KL 2.0"].mean().item(), flush=True)
 
 
 COMMANDS = {"pool": make_pool, "frontier": frontier, "world": world}

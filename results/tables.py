@@ -4,22 +4,43 @@
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`.
 """
-import itertools
 import json
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 HERE = Path(__file__).resolve().parent
+RUNS = HERE / "runs.jsonl"
+RANKINGS = HERE / "rankings.jsonl"
+SHEETS = HERE / "sheets.jsonl"
 PAGES = ("README.md", "REPORT.md", "data/README.md", "results/TABLES.md")
 ANGLE = np.linspace(-math.pi / 2, math.pi / 2, 20_001)
 
 
-def read_lines(name):
-    return [json.loads(line) for line in (HERE / name).read_text(encoding="utf-8").splitlines()]
+def read_lines(path):
+    """The records of a .jsonl file; none if it is not there yet."""
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8") as file:  # not splitlines: answers may hold U+2028
+        return [json.loads(line) for line in file]
+
+
+def lines_of(kind):
+    return [line for line in read_lines(RUNS) if line["kind"] == kind]
+
+
+def grouped(rows, *names):
+    """{value of the named field, or of several: the rows that have it}"""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[itemgetter(*names)(row)].append(row)
+    return groups
 
 
 # ----- statistics -----
@@ -74,11 +95,9 @@ def p_value(values):
 def holm(p):
     """Holm's step-down correction of p-values, in their order."""
     order = np.argsort(p)
+    steps = np.asarray(p)[order] * np.arange(len(p), 0, -1)
     adjusted = np.empty(len(p))
-    highest = 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(p) - rank) * p[i]))
-        adjusted[i] = highest
+    adjusted[order] = np.maximum.accumulate(steps).clip(max=1)
     return adjusted
 
 
@@ -102,36 +121,39 @@ def kappa(first, second):
 
 def markdown(head, rows):
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def cell(mean, low_high, sign=""):
-    low, high = low_high
+def bracket(mean, low, high, sign=""):
     return f"{mean:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
+
+
+def cell(values, sign=""):
+    """Mean and interval of (S, N) values."""
+    return bracket(np.mean(values), *interval(values), sign)
 
 
 def policies_table():
     """A row for each run of reinforce.py: what its verdict says."""
     rows = []
-    for run in read_lines("runs.jsonl"):
-        if run["kind"] != "policy":
-            continue
+    for run in lines_of("policy"):
         v = run["verdict"]
-        unit = v["unit"]
-        rows.append([
-            run["name"], cell(v["difference"] / unit, [x / unit for x in v["interval"]], "+"),
-            cell(v["win_rate"], v["win_interval"]), f"{v['kl']:.2f}",
-            f"{v['sft_length']:.0f} -> {v['length']:.0f}",
-            f"{v['sft_ended']:.2f} -> {v['ended']:.2f}"])
+        gain = np.array([v["difference"], *v["interval"]]) / v["unit"]
+        rows.append([run["name"], bracket(*gain, "+"), bracket(v["win_rate"], *v["win_interval"]),
+                     f"{v['kl']:.2f}", f"{v['sft_length']:.0f} -> {v['length']:.0f}",
+                     f"{v['sft_ended']:.2f} -> {v['ended']:.2f}"])
     return markdown(["run", "difference to SFT, in SFT spreads", "win rate", "KL", "length",
                      "share that end"], rows)
 
 
 PAIRS = ("samples", "one temperature", "two temperatures", "written")
+SHORT = ("samples", "written")
 
-
-def reward_lines():
-    return [run for run in read_lines("runs.jsonl") if run["kind"] == "reward"]
+# patterns of reward models' names: by number of ranked prompts, by features, all others, the chief
+CURVE = r"written pairs|both(, \d+ ranked prompts)?"
+FEATURES = "both(, la.*)?"  # layers, last token
+OTHERS = r"(?!both, la|both, \d).*"
+CHIEF = "written pairs|samples|both(, samples by a coin)?|shorter|finished|mean log-prob.*"
 
 
 def accuracies(lines, kind):
@@ -140,85 +162,54 @@ def accuracies(lines, kind):
     return np.array([[line["accuracy"][kind][key] for key in keys] for line in lines])
 
 
-def reward_table(chosen, columns=PAIRS):
-    """A row for each name (and level) among the reward models that are `chosen` by their line: on
-    which held-out pairs it is right; several bootstraps or seeds are averaged."""
-    groups = {}
-    for line in reward_lines():
-        if chosen(line):
-            groups.setdefault((line["name"], line["level"]), []).append(line)
+def reward_lines(names):
+    """Lines of the reward models whose name is of a pattern."""
+    return [line for line in lines_of("reward") if re.fullmatch(names, line["name"])]
+
+
+def reward_table(names, columns=PAIRS):
+    """A row for each name and level: on which held-out pairs such reward models are right; several
+    bootstraps are averaged."""
     rows = []
-    for (name, level), lines in groups.items():
+    for (name, level), lines in grouped(reward_lines(names), "name", "level").items():
         more = f" ({len(lines)})" if len(lines) > 1 else ""
-        cells = [cell(a.mean(), interval(a)) for a in (accuracies(lines, k) for k in columns)]
-        rows.append([name + more, str(level), *cells])
+        rows.append([name + more, level, *(cell(accuracies(lines, kind)) for kind in columns)])
     return markdown(["fitted to", "level", *columns], rows)
-
-
-def is_control(line):
-    return "bootstrap" not in line and "trunk" not in line
-
-
-def is_feature(line):
-    return line["name"].startswith("both, la")
-
-
-def is_curve(line):
-    return line["name"].endswith("ranked prompts")
-
-
-def rewards_table():
-    return reward_table(lambda line: not is_feature(line) and not is_curve(line))
-
-
-def short_rewards_table():
-    names = ("written pairs", "samples", "both", "both, samples by a coin", "shorter", "finished",
-             "mean log-prob of the SFT model")
-    return reward_table(lambda line: line["name"] in names, PAIRS[::3])
 
 
 def features_table():
     """Level-1 heads on other features; the loss is on training prompts left out."""
-    lines = [x for x in reward_lines() if x["level"] == 1 and (
-        is_feature(x) or x["name"] == "both" and x["bootstrap"] == 0)]
-    rows = [[x["name"].replace("both, ", "") if "," in x["name"] else "layer 20 (default)",
-             f"{x['fold_loss']:.4f}", f"{x['penalty']:g}",
-             *(cell(a.mean(), interval(a)) for a in (accuracies([x], k) for k in PAIRS[::3]))]
-            for x in sorted(lines, key=lambda x: x["fold_loss"])]
-    return markdown(["features", "loss in cross-validation", "penalty", *PAIRS[::3]], rows)
+    lines = [x for x in reward_lines(FEATURES) if x["level"] == 1 and x["bootstrap"] == 0]
+    lines.sort(key=itemgetter("fold_loss"))
+    rows = []
+    for line in lines:
+        name = line["name"].replace("both, ", "").replace("both", "layer 20 (default)")
+        rows.append([name, f"{line['fold_loss']:.4f}", f"{line['penalty']:g}",
+                     *(cell(accuracies([line], kind)) for kind in SHORT)])
+    return markdown(["features", "loss in cross-validation", "penalty", *SHORT], rows)
 
 
 def gains_table():
     """Paired differences to the head fitted to both, on held-out pairs of samples and written."""
-    groups = {}
-    for line in reward_lines():
-        if not is_feature(line) and not is_curve(line):
-            groups.setdefault((line["name"], line["level"]), []).append(line)
+    groups = grouped(reward_lines(OTHERS), "name", "level")
+    both = {level: groups.pop(("both", level)) for level in (1, 2)}
     rows = []
     for (name, own_level), lines in groups.items():
-        for level in (1, 2):
-            if name == "both" or not is_control(lines[0]) and level != own_level:
-                continue
-            cells = []
-            for kind in PAIRS[::3]:
-                difference = accuracies(groups["both", level], kind) - accuracies(
-                    lines, kind).mean(0)
-                cells.append(cell(difference.mean(), interval(difference), "+"))
-            rows.append([f"both minus {name}", str(level), *cells])
-    return markdown(["paired difference", "level", *PAIRS[::3]], rows)
+        levels = [own_level] if "bootstrap" in lines[0] else both  # what needs no fit has no level
+        for level in levels:
+            cells = [cell(accuracies(both[level], kind) - accuracies(lines, kind).mean(0), "+")
+                     for kind in SHORT]
+            rows.append([f"both minus {name}", level, *cells])
+    return markdown(["paired difference", "level", *SHORT], rows)
 
 
 def draw_learning(path):
     """Accuracy on held-out pairs of samples by the number of ranked training prompts."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
     for level, color in ((1, "tab:blue"), (2, "tab:orange")):
-        lines = [line for line in reward_lines() if line["level"] == level and (
-            is_curve(line) or line["name"] == "written pairs"
-            or line["name"] == "both" and line["bootstrap"] == 0)]
-        lines.sort(key=lambda line: line["ranked_prompts"])
+        lines = [x for x in reward_lines(CURVE) if x["level"] == level and x["bootstrap"] == 0]
+        lines.sort(key=itemgetter("ranked_prompts"))
         right = [accuracies([line], "samples") for line in lines]
         low, high = np.array([interval(a) for a in right]).T
         axis.plot([a.mean() for a in right], "o-", color=color, label=f"level {level}")
@@ -234,29 +225,24 @@ def draw_learning(path):
 def draw_frontier(path):
     """Score against KL by the reward model of training: best weights on a pool of samples, best of
     n, and runs of reinforce.py (means over ten steps, above the held-out SFT mean; verdict)."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    lines = read_lines("runs.jsonl")
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
-    for line in lines:
-        if line["kind"] == "frontier":
-            axis = axes[line["level"] - 1]
-            axis.plot([0, *line["kl"]], [0, *line["gain"]], color="0.2",
-                      label="best weights, 16 samples")
-            for n in (4, 16):
-                axis.plot(math.log(n) - 1 + 1 / n, line[f"best of {n}"], "s", color="0.2")
-                axis.annotate(f"best of {n}", (math.log(n) - 1 + 1 / n, line[f"best of {n}"]),
-                              xytext=(6, -10), textcoords="offset points")
-    for run in lines:
-        if run["kind"] == "policy":
-            axis = axes[run["run"]["level"] - 1]
-            v = run["verdict"]
-            steps = np.array([[m["kl"], (m["score"] - v["sft"]) / v["unit"]] for m in run["steps"]])
-            kl, gain = steps[:len(steps) // 10 * 10].reshape(-1, 10, 2).mean(1).T
-            curve = axis.plot(kl, gain, ".-", alpha=0.5)[0]
-            axis.plot(v["kl"], v["difference"] / v["unit"], "*", markersize=12,
-                      color=curve.get_color(), label=run["name"])
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for line in lines_of("frontier"):
+        axis = axes[line["level"] - 1]
+        axis.plot([0, *line["kl"]], [0, *line["gain"]], color="0.2",
+                  label="best weights, 16 samples")
+        for n in (4, 16):
+            place = (math.log(n) - 1 + 1 / n, line[f"best of {n}"])
+            axis.plot(*place, "s", color="0.2")
+            axis.annotate(f"best of {n}", place, xytext=(6, -10), textcoords="offset points")
+    for run in lines_of("policy"):
+        axis = axes[run["run"]["level"] - 1]
+        v = run["verdict"]
+        steps = np.array([[m["kl"], (m["score"] - v["sft"]) / v["unit"]] for m in run["steps"]])
+        kl, gain = steps[:len(steps) // 10 * 10].reshape(-1, 10, 2).mean(1).T
+        curve = axis.plot(kl, gain, ".-", alpha=0.5)[0]
+        axis.plot(v["kl"], v["difference"] / v["unit"], "*", markersize=12,
+                  color=curve.get_color(), label=run["name"])
     for level, axis in enumerate(axes, 1):
         axis.set(xlabel="KL to the SFT model, nats", title=f"level {level}")
         axis.legend(fontsize="small", loc="lower right")
@@ -264,125 +250,106 @@ def draw_frontier(path):
     figure.savefig(path, dpi=100)
 
 
-def verdicts(ranking):
-    """For each of a ranking's six pairs of answers -1, 0 or 1: the first better, tied, worse."""
-    places = ranking["places"]
-    return [int(np.sign(places[i] - places[j])) for i, j in itertools.combinations(range(4), 2)]
-
-
 def readers_table():
-    """How two readers of the same sheets agree, and which temperature they like."""
-    by_prompt = {}
-    for ranking in read_lines("rankings.jsonl"):
-        by_prompt.setdefault(ranking["prompt"], []).append(ranking)
-    first = []
-    second = []
-    for both in by_prompt.values():
-        if len(both) == 2:
-            first += verdicts(both[0])
-            second += verdicts(both[1])
-    shares = {}  # of the answer with the sign, over a prompt's pairs of which one has it
-    for rankings in by_prompt.values():
-        r = rankings[0]
-        words = [len(answer.split()) for answer in r["answers"]]
-        for name, sign in (("at 0.4", r["temperatures"]), ("shorter", words),
+    """How two readers of the same sheets agree, and what the first one likes."""
+    by_prompt = grouped(read_lines(RANKINGS), "prompt")
+    doubles = [[r["places"] for r in rs] for rs in by_prompt.values() if len(rs) == 2]
+    i, j = np.triu_indices(4, 1)  # the six pairs of answers
+    both = np.transpose(doubles, (1, 2, 0))                                      # (2, 4, prompts)
+    first, second = np.sign(both[:, i] - both[:, j]).reshape(2, -1)
+    alike = ((first == second) & (first != 0)).sum()
+    opposite = ((first == -second) & (first != 0)).sum()
+    rows = [["prompts ranked, of these by two readers", f"{len(by_prompt)}, {len(doubles)}"],
+            ["pairs ordered alike, opposite, tied by one or both",
+             f"{alike}, {opposite}, {len(first) - alike - opposite}"],
+            ["kappa (better, tied, worse)", f"{kappa(first, second):.2f}"]]
+    shares = defaultdict(list)  # of the answer with the sign, over those pairs of which one has it
+    for r, *_ in by_prompt.values():
+        places = np.array(r["places"])
+        better = np.sign(places - places[:, None]) / 2 + 0.5  # (4, 4): 1 where the row's is better
+        for name, sign in (("at 0.4", r["temperatures"]),
+                           ("shorter", [len(answer.split()) for answer in r["answers"]]),
                            ("finished", [not x for x in r["finished"]])):
-            signs = [np.sign(r["places"][j] - r["places"][i])
-                     for i, j in itertools.permutations(range(4), 2) if sign[i] < sign[j]]
-            if signs:
-                shares.setdefault(name, []).append(float(np.mean(signs)) / 2 + 0.5)
-    alike = sum(a == b != 0 for a, b in zip(first, second))
-    opposite = sum(a == -b != 0 for a, b in zip(first, second))
-    likes = [[f"preferred, of two of which one is {name}", cell(np.mean(a), interval([a]))]
-             for name, a in shares.items()]
-    return markdown(["readers", "value"], [
-        ["prompts ranked, of these by two readers", f"{len(by_prompt)}, {len(first) // 6}"],
-        ["pairs ordered alike, opposite, tied by one or both",
-         f"{alike}, {opposite}, {len(first) - alike - opposite}"],
-        ["kappa (better, tied, worse)", f"{kappa(first, second):.2f}"], *likes])
+            has_it = np.array(sign)[:, None] < sign
+            if has_it.any():
+                shares[name].append(better[has_it].mean())
+    for name, values in shares.items():
+        rows.append([f"preferred, of two of which one is {name}", cell([values])])
+    return markdown(["readers", "value"], rows)
+
+
+def duels():
+    """{(first arm, second arm): {prompt: {reader: 1 if the second one is preferred, 0, -1}}}"""
+    verdicts = {}
+    for row in read_lines(SHEETS):
+        if len(row["arms"]) == 2:
+            prompts = verdicts.setdefault(tuple(row["arms"]), {})
+            first, second = row["places"]
+            prompts.setdefault(row["prompt"], {})[row["reader"]] = int(np.sign(first - second))
+    return verdicts
 
 
 def sheets_table():
     """Blind readers: how often the answer of an arm is preferred to that of another one."""
-    duels = {}
-    for row in read_lines("sheets.jsonl"):
-        if len(row["arms"]) == 2:
-            first, second = row["arms"]
-            verdict = int(np.sign(row["places"][0] - row["places"][1]))  # 1: the second one wins
-            duels.setdefault((first, second), {}).setdefault(row["reader"], {})[
-                row["prompt"]] = verdict
     rows = []
-    for (first, second), readers in duels.items():
-        counts = []
-        for verdicts_of in readers.values():
-            count = Counter(verdicts_of.values())
-            counts.append(f"{count[1]}, {count[0]}, {count[-1]}")
-        shared = [[v[p] for v in readers.values()] for p in next(iter(readers.values()))]
-        rates = [[0.5 + np.mean(verdicts) / 2 for verdicts in shared]]
-        rows.append([f"{second} against {first}", " and ".join(counts),
-                     cell(np.mean(rates), interval(rates)),
-                     f"{kappa(*zip(*shared)):.2f}" if len(readers) == 2 else ""])
+    for (first, second), prompts in duels().items():
+        readers = [*zip(*(verdicts.values() for verdicts in prompts.values()))]
+        counts = [Counter(verdicts) for verdicts in readers]
+        rows.append([f"{second} against {first}",
+                     " and ".join(f"{c[1]}, {c[0]}, {c[-1]}" for c in counts),
+                     cell([0.5 + np.mean(readers, 0) / 2]),
+                     f"{kappa(*readers):.2f}" if len(readers) == 2 else ""])
     return markdown(["policies", "wins, ties, losses by each reader", "win rate", "kappa"], rows)
+
+
+def contrasts_table():
+    """Win rates against the SFT model, minus that of a control, paired by prompt."""
+    control = "l1, coin labels at 0.7"
+    rates = {}  # {arm: {prompt: wins, averaged over readers}}
+    for (first, second), prompts in duels().items():
+        if "at 0.4" not in first:
+            rates[second] = {p: 0.5 + np.mean([*v.values()]) / 2 for p, v in prompts.items()}
+    rows = [[arm, cell([[wins[p] - rates[control][p] for p in wins]], "+")]
+            for arm, wins in rates.items() if arm != control]
+    return markdown(["policy", f"win rate minus that of {control}"], rows)
+
+
+def aligned_table():
+    """Reward models on pairs of an aligned policy's own samples that both readers order alike."""
+    rows = [[line["name"], line["policy"], line["pairs"], cell([[*line["accuracy"].values()]])]
+            for line in lines_of("aligned")]
+    return markdown(["reward model", "samples of", "pairs", "accuracy"], rows)
 
 
 CONDITIONS = ("clean", "random", "half", "few")
 
 
-def noise_table(measure="KL 2.0"):
-    """The controlled world of noise.py: gold reward gained at an equal KL, by arm and condition,
-    and the difference to another arm, over draws of the noise and prompts."""
-    gained = {}  # {draw: (prompts,)} for each arm and condition
-    for line in read_lines("runs.jsonl"):
-        if line["kind"] == "noise":
-            draws = gained.setdefault((line["arm"], line["condition"]), {})
-            draws[line["draw"]] = line["gain"][measure]
+def noise_table():
+    """The controlled world of noise.py: gold reward gained at 2 nats, by arm and condition, and the
+    difference to another arm, over draws of the noise and prompts."""
+    lines = grouped(lines_of("noise"), "arm", "condition")
+    gain = {key: np.array([line["gain"]["KL 2.0"] for line in group])            # (S, N)
+            for key, group in lines.items()}
     rows = []
-    for arm in dict.fromkeys(arm for arm, _ in gained):
+    for arm in dict.fromkeys(arm for arm, _ in gain):
         level, name = arm.split(", ")
         other = level + (", mean of bootstraps" if "bound" in name else ", mean")
         if arm == "level 2, mean":
             other = "level 1, mean"
         row = [arm, "" if other == arm else other]
         for condition in CONDITIONS:
-            gain = np.array([*gained[arm, condition].values()])                  # (S, N)
-            difference = gain - np.array([*gained[other, condition].values()])
-            row.append(f"{gain.mean():.2f}")
+            difference = gain[arm, condition] - gain[other, condition]
+            row.append(f"{gain[arm, condition].mean():.2f}")
             if difference.any():
-                row[-1] += ", " + cell(difference.mean(), interval(difference), "+")
+                row[-1] += ", " + cell(difference, "+")
         rows.append(row)
     return markdown(["score", "compared with", *CONDITIONS], rows)
 
 
-def contrasts_table(control="l1, coin labels at 0.7"):
-    """Win rates against the SFT model, minus that of a control, paired by prompt."""
-    rates = {}  # {arm: {prompt: wins of each reader}}
-    for row in read_lines("sheets.jsonl"):
-        if len(row["arms"]) == 2 and "at 0.4" not in row["arms"][0]:
-            win = 0.5 + np.sign(row["places"][0] - row["places"][1]) / 2
-            rates.setdefault(row["arms"][1], {}).setdefault(row["prompt"], []).append(win)
-    rows = []
-    for arm, wins in rates.items():
-        if arm != control:
-            difference = [[np.mean(wins[p]) - np.mean(rates[control][p]) for p in wins]]
-            rows.append([arm, cell(np.mean(difference), interval(difference), "+")])
-    return markdown(["policy", f"win rate minus that of {control}"], rows)
-
-
-def aligned_table():
-    """Reward models on pairs of an aligned policy's own samples that both readers order alike."""
-    rows = []
-    for line in read_lines("runs.jsonl"):
-        if line["kind"] == "aligned":
-            a = [[*line["accuracy"].values()]]
-            rows.append([line["name"], line["policy"], str(line["pairs"]),
-                         cell(np.mean(a), interval(a))])
-    return markdown(["reward model", "samples of", "pairs", "accuracy"], rows)
-
-
 TABLES = {"policies": policies_table, "sheets": sheets_table, "contrasts": contrasts_table,
-          "aligned": aligned_table, "rewards": rewards_table, "short_rewards": short_rewards_table,
-          "gains": gains_table, "features": features_table, "readers": readers_table,
-          "noise": noise_table}
+          "aligned": aligned_table, "rewards": partial(reward_table, OTHERS),
+          "short_rewards": partial(reward_table, CHIEF, SHORT), "gains": gains_table,
+          "features": features_table, "readers": readers_table, "noise": noise_table}
 
 
 def with_tables(text):
