@@ -287,6 +287,8 @@ def load_features():
     parts = []
     for pairs in (setup.train, setup.val):
         encoded = encode_pairs(setup.chat, pairs, cfg.max_len, "pairs")
+        if len(encoded) != len(pairs):
+            raise ValueError("masks over pairs and rows of encoded pairs would not fit")
         parts.append((pairs, encoded, *over_answers(features, encoded)))
     torch.save(known, path)
     return parts

@@ -1,7 +1,7 @@
 """When does a distribution help? A world with a known reward, without sampling in the loop.
 
     python results/noise.py pool 16    # answers of the SFT model to 64 held-out prompts
-    python results/noise.py frontier 1 runs/demo_pairs-reward1    # a reward model's score by KL
+    python results/noise.py frontier 1 runs/demo_pairs-reward1 runs/demo_pairs-level1    # score by KL
     python results/noise.py world 3    # label noise, reward models, gold; 3 draws of the noise
 
 The gold reward is a level-1 head fitted to the readers' rankings of both parts, on layers 15 and
@@ -23,6 +23,7 @@ What theory predicts (written before the first run):
  3. few (50 prompts): what the head does not know is large. A lower confidence bound over bootstraps
     beats the mean of the same bootstraps at high KL; penalties on the predicted spread do not.
 """
+import json
 import sys
 from itertools import compress, product
 from pathlib import Path
@@ -94,9 +95,10 @@ def gains(score, gold):
     return result
 
 
-def frontier(level, folder):
-    """What a reward model's score can gain at a KL on the pool, in spreads of the SFT model's
-    scores: by the best policy, and by the best of n."""
+def frontier(level, folder, run):
+    """What a reward model's score can gain at a KL on the pool, by the best policy and by the best
+    of n, in the unit of a run that was trained with it."""
+    unit = json.loads((Path(run) / "verdict.json").read_text())["unit"]
     head = load_file(Path(folder) / "head.safetensors")
     pool = torch.stack(torch.load(POOL)["features"], 1)                          # (P, n, F)
     score = expected(pool[..., COLUMNS[20]] @ head["weight"].T + head["bias"])
@@ -104,10 +106,10 @@ def frontier(level, folder):
     line = {"kind": "frontier", "level": level, "kl": kls, "gain": []}
     for kl in kls:
         gain = (tilted(score, kl) * score).sum(1) - score.mean(1)                # (P,)
-        line["gain"].append(gain.mean().item() / score.std().item())
+        line["gain"].append(gain.mean().item() / unit)
     for n in (4, 16):
         gain = score[:, :n].amax(1) - score.mean(1)
-        line[f"best of {n}"] = gain.mean().item() / score.std().item()
+        line[f"best of {n}"] = gain.mean().item() / unit
     append_line(RUNS, line)
     print(line)
 

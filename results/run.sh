@@ -2,6 +2,7 @@
 # What stands behind REPORT.md, in order. Each command goes on where it was stopped; on two CPU cores: hours.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export HF_HUB_OFFLINE=1   # the packaged SFT model and the bundled pairs, as in the report
 
 data() {      # prompts are in data/; sheets are read by readers between `sheets` and `collect`
   python results/experiments.py samples
@@ -47,7 +48,9 @@ penalty() {   # the same without the penalty for an answer that does not end
 controls() {  # what needs no REINFORCE, and a policy of coin labels
   python results/noise.py pool 16
   python results/experiments.py untrained_arms runs/demo_pairs-reward1 runs/untrained.json
-  for level in 1 2; do python results/noise.py frontier $level runs/demo_pairs-reward$level; done
+  for level in 1 2; do
+    python results/noise.py frontier $level runs/demo_pairs-reward$level runs/demo_pairs-level$level
+  done
   python results/experiments.py coin_head runs/demo_pairs-reward1 runs/coin-reward1
   python reinforce.py --level 1 --rm runs/coin-reward1 --out runs/level1-coin
   python results/experiments.py record "level 1, coin labels" runs/level1-coin
