@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import sys
-from functools import partial
+from dataclasses import replace
 from itertools import compress, permutations
 from operator import itemgetter
 from pathlib import Path
@@ -23,13 +23,14 @@ from transformers import AutoModelForCausalLM
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from reinforce import (EVAL_STEP, ReinforceConfig, answer_all, pick_logprobs,  # noqa: E402
-                       readout_mean, sample, uniforms, usable_prompts)
+from reinforce import (EVAL_STEP, ReinforceConfig, answer_all, judge, next_baseline,  # noqa: E402
+                       pick_logprobs, readout_mean, sample, token_logprobs, uniforms,
+                       usable_prompts)
 from results.tables import RANKINGS, RUNS, SHEETS, grouped, read_lines  # noqa: E402
 from reward import (VAL_SHARE, RewardConfig, answer_features, answer_mean,  # noqa: E402
                     encode_pairs, fit_penalised, group_means, hash_words, held_out_loss, load_model,
                     load_reward_model, over_answers, pad_batch, prompt_weights, read_config, start,
-                    to_pair, win_probability)
+                    to_pair, trunk_scores, win_probability)
 
 WORK = ROOT / "runs" / "samples"
 POOL = WORK / "pool.pt"   # of noise.py
@@ -376,10 +377,10 @@ def heads(level):
     pairs, encoded, x, rows = train
     written = is_written(pairs)
     coin = (pairs, encoded, x, by_a_coin(rows, written))
-    fit_and_record("written pairs", level, train, val, written)
     fit_and_record("samples", level, train, val, ~written)
     fit_and_record("both, samples by a coin", level, coin, val)
     for seed in range(5):
+        fit_and_record("written pairs", level, train, val, written, seed=seed)
         fit_and_record("both", level, train, val, seed=seed)
     prompts = list(dict.fromkeys(e.key for e in compress(encoded, ~written)))
     for n in (60, 125, 250, 500, 1000):
@@ -419,19 +420,36 @@ def controls():
         record_heldout(name, 1, score[:, None], val)
 
 
-def aligned(name, folder, policy):
-    """A reward model on the pairs of an aligned policy's samples that both readers order alike."""
-    cfg = RewardConfig()
-    setup = start(cfg)
+def judge_pairs(kind, name, folder, setup, pairs, **more):
+    """A reward model made by reward.py on some pairs -> runs.jsonl."""
     rm = load_reward_model(folder, setup, "cpu")
-    rankings = [row for row in read_lines(SHEETS) if row["arms"] == [policy] * 4]
-    pairs = [to_pair(row, "sheet") for row, _, _ in agreed_pairs(rankings)]
-    encoded = encode_pairs(setup.chat, pairs, cfg.max_len, "aligned")
-    x, rows = over_answers(partial(answer_features, setup.sft, layer=rm.layer), encoded)
-    accuracy = accuracy_by_prompt(rm(x), rows, encoded)
-    append_line(RUNS, {"kind": "aligned", "name": name, "policy": policy, "level": rm.level,
+    encoded = encode_pairs(setup.chat, pairs, RewardConfig(device="cpu").max_len, kind)
+
+    def scores(prompt, answers):
+        if rm.trunk == "frozen":
+            return rm(answer_features(setup.sft, prompt, answers, rm.layer))
+        return trunk_scores(rm, [prompt] * len(answers), answers)
+
+    logits, rows = over_answers(scores, encoded)
+    accuracy = accuracy_by_prompt(logits, rows, encoded)
+    append_line(RUNS, {"kind": kind, "name": name, **more, "level": rm.level, "trunk": rm.trunk,
                        "pairs": len(encoded), "accuracy": accuracy})
     print(name, len(encoded), np.mean([*accuracy.values()]))
+
+
+def aligned(name, folder, policy):
+    """On the pairs of an aligned policy's samples that both readers order alike."""
+    rankings = [row for row in read_lines(SHEETS) if row["arms"] == [policy] * 4]
+    pairs = [to_pair(row, "sheet") for row, _, _ in agreed_pairs(rankings)]
+    setup = start(RewardConfig(device="cpu"))
+    judge_pairs("aligned", name, folder, setup, pairs, policy=policy)
+
+
+def written(folder):
+    """On the held-out written pairs: a trained trunk, fitted to such pairs."""
+    setup = start(RewardConfig(device="cpu"))
+    pairs = list(compress(setup.val, is_written(setup.val)))
+    judge_pairs("written", Path(folder).name, folder, setup, pairs)
 
 
 def record(name, folder):
@@ -442,11 +460,67 @@ def record(name, folder):
                        "run": read_config(folder), "steps": read_lines(folder / "metrics.jsonl")})
 
 
+# ----- how noisy a gradient is, by baseline -----
+
+def sketch(tensors, width=2**20):
+    """(width,): tensors as one vector with drawn signs, folded. Inner products stay what they are,
+    up to noise of 1 / sqrt(width) of the vectors' lengths."""
+    flat = torch.cat([t.flatten() for t in tensors])
+    rng = torch.Generator().manual_seed(0)
+    flat *= torch.randint(2, flat.shape, generator=rng, dtype=torch.int8) * 2 - 1
+    return torch.nn.functional.pad(flat, (0, -len(flat) % width)).view(-1, width).sum(0)
+
+
+def variance(name, run, reward_model, at, prompts=96):
+    """Gradients of single answers, at the start or at the end of a run of REINFORCE -> runs.jsonl:
+    their rewards R, the products of grad log pi (N, N), and the baselines b that the run has there,
+    or would have. Answers to training prompts, the last ones, with random numbers of their own."""
+    run = Path(run)
+    log = read_lines(run / "metrics.jsonl")
+    there = read_config(run)
+    names = ("level", "temperature", "max_prompt", "max_new", "beta", "eos_penalty", "decay")
+    cfg = ReinforceConfig(device="cpu", **{field: there[field] for field in names})
+    setup = start(cfg)
+    end = setup.chat.end
+    rm = load_reward_model(reward_model, setup, "cpu")
+    x, keys = usable_prompts(setup.chat, setup.train, cfg, "REINFORCE")
+    x = x[-prompts:]
+    policy = setup.sft
+    b = {"ema": log[0]["baseline"], "mean": log[0]["baseline"], "none": 0.0}
+    if at == "end":
+        policy = load_model(AutoModelForCausalLM, run / "model", "cpu")
+        for step, m in enumerate(log):
+            for kind in ("ema", "mean"):
+                as_if = replace(cfg, baseline=kind)
+                b[kind] = next_baseline(b[kind], m["reward"], step, as_if)
+
+    y = answer_all(policy, x, keys[-prompts:], cfg.seed, SAMPLE_STEP + 200, cfg, end)
+    with torch.no_grad():
+        outputs, ref_logp = judge(rm, setup.sft, x, y, cfg)
+    ended = torch.tensor([float(a[-1] == end) for a in y])
+    unit = json.loads((run / "verdict.json").read_text(encoding="utf-8"))["unit"]
+    r = expected(outputs) / unit - cfg.eos_penalty * (1 - ended)                 # (N,)
+    policy.requires_grad_(True)
+    sketches = []
+    logp = torch.empty(prompts)
+    for i in range(prompts):
+        policy.zero_grad()
+        one = token_logprobs(policy, x[i:i + 1], y[i:i + 1], cfg.temperature).sum()
+        one.backward()
+        logp[i] = one.detach()
+        sketches.append(sketch([p.grad for p in policy.parameters()]))
+    g = torch.stack(sketches)                                                    # (N, width)
+    reward = r - cfg.beta * (logp - ref_logp)
+    append_line(RUNS, {"kind": "variance", "name": name, "at": at, "baselines": b,
+                       "rewards": [round(R, 4) for R in reward.tolist()],
+                       "products": [[round(v) for v in row] for row in (g @ g.T).tolist()]})
+
+
 COMMANDS = {
     "samples": make_samples, "sheets": make_sheets, "duels": make_duels, "collect": collect,
     "cooled": cooled, "aligned_sheets": make_aligned, "bundle": bundle, "heads": heads,
-    "controls": controls, "aligned": aligned, "record": record, "untrained_arms": untrained_arms,
-    "coin_head": coin_head}
+    "controls": controls, "aligned": aligned, "written": written, "record": record, "untrained_arms": untrained_arms,
+    "coin_head": coin_head, "variance": variance}
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]

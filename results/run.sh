@@ -65,6 +65,24 @@ controls() {  # what needs no REINFORCE, and a policy of coin labels
   done
 }
 
+gradients() { # products of single answers' gradients, at both ends of the runs of `penalty`
+  for level in 1 2; do
+    for at in start end; do
+      python results/experiments.py variance "level $level, no penalty" runs/level$level-no-penalty runs/demo_pairs-reward$level $at
+    done
+  done
+}
+
+trunks() {    # the trained trunk on written pairs, five seeds; the frozen one is in `rewards`
+  for level in 1 2; do
+    for seed in 0 1 2 3 4; do
+      folder=runs/written-trained$level-$seed
+      python reward.py --level $level --data data/demo_pairs.jsonl --trunk trained --rm_seed $seed --rm $folder
+      python results/experiments.py written $folder
+    done
+  done
+}
+
 world() { python results/noise.py world 3; }   # needs the pool of `controls`
 
 read_back() { # once the sheets are read

@@ -117,6 +117,28 @@ def kappa(first, second):
     return (agreed - chance) / (1 - chance)
 
 
+def jackknife(statistic, n):
+    """Estimate and 95 % interval of a statistic(indices of answers), from leaving one out at a time
+    (for U-statistics, whose terms share answers)."""
+    everything = np.arange(n)
+    value = statistic(everything)
+    without = np.array([statistic(np.delete(everything, i)) for i in range(n)])
+    error = math.sqrt((n - 1) * without.var())
+    half = error * t_quantile(0.975, n - 1)
+    return value, value - half, value + half
+
+
+def gradient_moments(products, advantages):
+    """Of N answers' gradients a_i grad log pi, from products of grad log pi (N, N) and advantages
+    a (N,): the mean squared length, and the squared length of the expected gradient, without bias:
+    the mean product of two different answers' gradients."""
+    n = len(advantages)
+    G = advantages[:, None] * advantages * products
+    second = np.trace(G) / n
+    signal = (G.sum() - np.trace(G)) / n / (n - 1)
+    return second, signal
+
+
 # ----- tables -----
 
 def markdown(head, rows):
@@ -321,6 +343,49 @@ def aligned_table():
     return markdown(["reward model", "samples of", "pairs", "accuracy"], rows)
 
 
+def gradients_table():
+    """The gradient of REINFORCE by baseline, from products of single answers' gradients."""
+    rows = []
+    for line in lines_of("variance"):
+        products = np.array(line["products"])                                    # (N, N)
+        rewards = np.array(line["rewards"])                                      # (N,)
+
+        def moments(i, b):
+            return gradient_moments(products[np.ix_(i, i)], rewards[i] - b)
+
+        def length(i, b):
+            return moments(i, b)[0] / moments(i, 0.0)[0]
+
+        def signal(i, b):
+            second, square = moments(i, b)
+            return 1000 * square / (second - square)
+
+        length_of = np.diag(products)
+        best = (rewards * length_of).sum() / length_of.sum()  # least mean squared length
+        for name, b in (line["baselines"] | {"best constant": best}).items():
+            n = len(rewards)
+            rows.append([line["name"], line["at"], name, f"{b:.2f}",
+                         bracket(*jackknife(partial(length, b=b), n)),
+                         bracket(*jackknife(partial(signal, b=b), n))])
+    return markdown(["run", "at its", "baseline", "b", "mean squared length, none: 1",
+                     "signal to noise of 1,000 answers"], rows)
+
+
+def trunks_table():
+    """Reward models fitted to written pairs alone, on such pairs: frozen and trained trunk."""
+    rows = []
+    for level in (1, 2):
+        frozen = [x for x in reward_lines("written pairs") if x["level"] == level]
+        keys = frozen[0]["accuracy"]["written"]
+        trained = [x["accuracy"] for x in lines_of("written") if x["level"] == level]
+        right = {"frozen": accuracies(frozen, "written"),
+                 "trained": np.array([[a[key] for key in keys] for a in trained])}   # (S, N)
+        right["frozen minus trained"] = right["frozen"] - right["trained"]
+        rows += [[name, level, cell(a, "+" if "minus" in name else "")]
+                 for name, a in right.items()]
+    return markdown(["trunk", "level", "accuracy"], rows)
+
+
 CONDITIONS = ("clean", "random", "half", "few")
 
 
@@ -349,7 +414,8 @@ def noise_table():
 TABLES = {"policies": policies_table, "sheets": sheets_table, "contrasts": contrasts_table,
           "aligned": aligned_table, "rewards": partial(reward_table, OTHERS),
           "short_rewards": partial(reward_table, CHIEF, SHORT), "gains": gains_table,
-          "features": features_table, "readers": readers_table, "noise": noise_table}
+          "features": features_table, "readers": readers_table, "noise": noise_table,
+          "gradients": gradients_table, "trunks": trunks_table}
 
 
 def with_tables(text):
