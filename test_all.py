@@ -1132,6 +1132,32 @@ def test_spoilt_pairs_are_those_of_gold_with_the_flips_of_their_rate():
     assert not wrong[rate == 0].any() and abs(wrong[rate > 0].float().mean() - 0.4) < 0.05
 
 
+def test_gradient_moments_are_those_of_a_double_loop():
+    rng = np.random.default_rng(0)
+    g = rng.normal(size=(6, 4)) + 1
+    a = rng.normal(size=6)
+    second, signal = tables.gradient_moments(g @ g.T, a)
+    mine = a[:, None] * g
+    products = [mine[i] @ mine[j] for i in range(6) for j in range(6) if i != j]
+    assert second == pytest.approx(np.mean([v @ v for v in mine]))
+    assert signal == pytest.approx(np.mean(products))
+
+
+def test_the_jackknife_of_a_mean_is_students_interval():
+    x = np.random.default_rng(0).normal(size=20)
+    value, low, high = tables.jackknife(lambda i: x[i].mean(), 20)
+    assert value == pytest.approx(x.mean())
+    assert (low, high) == pytest.approx(tables.interval([x]))
+
+
+def test_a_sketch_keeps_inner_products():
+    a, b = torch.randn(2, 20_000, generator=torch.Generator().manual_seed(0))
+    b = a + b
+    s, t = (experiments.sketch([x[:7000].view(70, 100), x[7000:]], width=2048) for x in (a, b))
+    error = (torch.stack([s @ s, s @ t, t @ t]) - torch.stack([a @ a, a @ b, b @ b])).abs()
+    assert error.max() < 4 / math.sqrt(2048) * (b @ b)
+
+
 @pytest.mark.parametrize("name", tables.PAGES)
 def test_the_tables_are_those_that_the_results_make(name):
     text = Path(name).read_text(encoding="utf-8")

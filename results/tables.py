@@ -380,7 +380,8 @@ def trunks_table():
         trained = [x["accuracy"] for x in lines_of("written") if x["level"] == level]
         right = {"frozen": accuracies(frozen, "written"),
                  "trained": np.array([[a[key] for key in keys] for a in trained])}   # (S, N)
-        right["frozen minus trained"] = right["frozen"] - right["trained"]
+        seeds = min(map(len, right.values()))
+        right["frozen minus trained"] = right["frozen"][:seeds] - right["trained"][:seeds]
         rows += [[name, level, cell(a, "+" if "minus" in name else "")]
                  for name, a in right.items()]
     return markdown(["trunk", "level", "accuracy"], rows)
