@@ -526,6 +526,7 @@ FINISHED = {"none": True, "": True, "true": True, "false": False}  # as JSON and
 BESIDE = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images")
 HH_TURN = r"(?:^|\n\n)(Human|Assistant): ?"        # hh-rlhf
 HELPSTEER_TURN = r"<extra_id_1>(User|Assistant)\n"
+MESSAGE = r"""[\[{][\s\[{]*["']((content|value)["'].*["'])?(role|from)["']\s*:"""  # as JSON
 ROLES = {"Human": "user", "User": "user", "Assistant": "assistant"}
 
 
@@ -553,9 +554,10 @@ def split_turns(text, role):
         raise InputError(f"{text!r:.60} is no text, or is empty")
     text.encode()  # half a surrogate pair is an error
     text = text.replace("\r\n", "\n").strip()
-    if re.match(r"""[\[{][\s\[{]*["'](role|content|from|value)["']""", text):
+    if re.match(MESSAGE, text, re.S):
         raise InputError(f"{text!r:.60} is JSON or a list inside a text; give it as JSON")
-    opening = HH_TURN if text.startswith("Human:") else HELPSTEER_TURN
+    whole = role == "user" or "\n\nAssistant:" in text  # an answer may begin with "Human:" too
+    opening = HH_TURN if text.startswith("Human:") and whole else HELPSTEER_TURN
     first, *rest = re.split(opening, text)  # then name and text of each turn
     turns = [(role, first), *zip(rest[0::2], rest[1::2])]
     return [{"role": ROLES.get(name, name), "content": content.strip()}

@@ -612,6 +612,13 @@ def test_every_format_that_people_have_gives_its_turns_and_ratings(name, row, me
         assert pair.ratings == ([8.0, 3.5] if name in ("string_ratings", "h4_uf") else [None] * 2)
 
 
+@pytest.mark.parametrize("text", [  # as hh-rlhf and HelpSteer2 have them
+    "Human: Yes, that is so.", '{\n"content": [\n{"title": "It is the best!"}]}'])
+def test_texts_that_look_like_turns_or_messages_and_are_none_stay_as_they_are(text):
+    for row in (ROW | {"chosen": text}, talk(ASK) | {"chosen": [ASK, turn("assistant", text)]}):
+        assert to_pair(row, "").chosen == text
+
+
 BEHIND = "does not write the answer .* and its end behind the prompt, which ends in .*the dialogue"
 
 
