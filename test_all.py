@@ -458,6 +458,11 @@ def test_evaluation_and_verdict_have_the_plain_numbers_and_sft_no_kl_with_itself
     for name, y in (("sft", sft), ("aligned", answers[0])):
         logits = torch.stack([HEAD(plain_features(*text)) for text in zip(PROMPTS, y)])
         near(verdict[name], read_scores(logits, None, cfg).mean())
+    one = [sum(plain_logprobs(m, *t).sum() for t in texts[:5]) for m in (policy, SFT)]
+    near(verdict["kl"], (one[0] - one[1]) / 5, 1e-3)
+    assert verdict["ended"] == sum(y[-1] == END for y in answers[0]) / 5
+    assert verdict["ties"] == sum(a == b for a, b in zip(sft, answers[0]))
+    assert all(CHAT.tokenizer.decode(y) in (tmp_path / "samples.md").read_text() for y in sft)
     assert answer_statistics([[3, 4, 3, 4, END], [4, 3], [3]], END) == {
         "length": 8 / 3, "ended": 1 / 3, "distinct1": 2 / 7, "distinct2": 2 / 4, "repeated4": 0.0}
     near(repeated([[1, 1, 1, 1, 1, 1], [1, 2, 3, 4, 5], [1]]), (2 / 3 + 0) / 2)
@@ -776,6 +781,18 @@ def test_passes_with_padding_and_cache_are_those_of_the_plain_library(name):
             near(answer_features(model, x, answers, layer), features)
 
 
+def test_a_model_whose_padded_passes_are_not_its_plain_ones_is_refused():
+    model = make_model()
+
+    def forget(module, args, named):  # as if it heeded no mask
+        if named.get("attention_mask") is not None:
+            named["attention_mask"] = torch.ones_like(named["attention_mask"])
+        return args, named
+    model.register_forward_pre_hook(forget, with_kwargs=True)
+    with pytest.raises(InputError, match="in a padded batch otherwise than alone"):
+        check_model(model, chat_of(make_tokenizer()), config(max_prompt=50, max_new=9))
+
+
 def test_a_run_folder_is_known_by_what_the_run_depends_on_not_by_spellings(tmp_path):
     chats = [chat_of(make_tokenizer()), chat_of(make_tokenizer(PLAIN))]
     first = identity(chats[0], make_model(), "d")
@@ -801,6 +818,11 @@ def test_a_folder_that_holds_no_usable_model_is_refused_for_what_it_is(tmp_path)
     make_model("Granite").save_pretrained(tmp_path)
     with pytest.raises(InputError, match="^(?!.*(remove|delete)).*ForSequenceClassification"):
         load_model(AutoModelForSequenceClassification, tmp_path, "cpu")
+    broken = make_model()
+    broken.lm_head.weight.data[3, 3] = math.nan
+    broken.save_pretrained(tmp_path / "broken")
+    with pytest.raises(InputError, match="1 weights are missing, not finite, .* lm_head.weight"):
+        load_model(AutoModelForCausalLM, tmp_path / "broken", "cpu")
     shape = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(shape | {"num_hidden_layers": 2}))
     with pytest.raises(InputError, match="9 weights are missing, .* no place .*layers.2"):
@@ -931,6 +953,8 @@ def test_evaluation_agrees_with_the_verdict_and_a_name_ends_at_the_first_equals_
     assert code == 0 and [*result["policies"]] == ["sft", "a"] and said.count("\n| ") == 4
     assert np.mean(scores["a"][0]) == pytest.approx(verdict["aligned"], abs=1e-4)
     assert np.mean(scores["sft"][0]) == pytest.approx(verdict["sft"], abs=1e-4)
+    gain = result["rewards"]["toy-reward2"]["a"]["difference"]
+    assert gain == pytest.approx(np.mean(scores["a"]) - np.mean(scores["sft"]), abs=1e-4) != 0
 
 
 def command(folder, *flags):
