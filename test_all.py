@@ -559,7 +559,9 @@ TOY = [{"prompt": f"say {i}", "chosen": "aa" + "abc"[i % 3] * 5, "rejected": "z"
     ("no_ratings", ROW | {"chosen_rating": "", "rejected_score": math.nan}, [ASK]),
     ("dict_answer", ROW | {"chosen": YES, "rejected": NO}, [ASK]), ("implicit", talk(ASK), [ASK]),
     ("hh_raw", {"chosen": HUMAN + " Two miles.", "rejected": HUMAN + " far"}, THREE),
-    ("hh_prompt", ROW | {"prompt": HUMAN}, THREE), ("parts", talk(prompt=[PARTS]), [ASK])])
+    ("hh_prompt", ROW | {"prompt": HUMAN}, THREE),
+    ("hh_first", ROW | {"prompt": "Human: How far is it?"}, [ASK]),
+    ("parts", talk(prompt=[PARTS]), [ASK])])
 def test_every_format_that_people_have_gives_its_turns_and_ratings(name, row, messages):
     train, val, _, _ = load([*TOY, row])  # `datasets` adds keys with None
     read, = [p for p in train + val if p.chosen == "Two miles."]
@@ -583,6 +585,7 @@ BEHIND = "does not write the answer .* and its end behind the prompt, which ends
     ("is no message of .*columns found: .'chosen', 'conversations', 'rejected'.*it needs",
      lambda: load([{"conversations": [], "chosen": {"from": "x", "value": "x"}, "rejected": ""}])),
     ("list inside a text", lambda: load([ROW | {"chosen": str([YES])}])),
+    ("JSON or a list", lambda: load([ROW | {"chosen": json.dumps(dict(reversed(YES.items())))}])),
     ("has tool_calls beside its content", lambda: load([talk(ASK | {"tool_calls": [{}]})])),
     ("a part that is no text", lambda: load([talk(turn("user", [{"type": "image", "text": ""}]))])),
     ("have different system messages", lambda: load([talk(SYSTEM, ASK, system="Be kind.")])),
@@ -1126,7 +1129,7 @@ def test_the_jackknife_of_a_mean_is_students_interval():
 
 
 def test_a_sketch_keeps_inner_products():
-    a, b = torch.randn(2, 20_000, generator=torch.Generator().manual_seed(0))
+    a, b = torch.randn(2, 20_000, generator=torch.Generator().manual_seed(0)) + 1  # no mean of 0
     b = a + b
     s, t = (experiments.sketch([x[:7000].view(70, 100), x[7000:]], width=2048) for x in (a, b))
     error = (torch.stack([s @ s, s @ t, t @ t]) - torch.stack([a @ a, a @ b, b @ b])).abs()

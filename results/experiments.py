@@ -519,8 +519,8 @@ def variance(name, run, reward_model, at, prompts=96):
 COMMANDS = {
     "samples": make_samples, "sheets": make_sheets, "duels": make_duels, "collect": collect,
     "cooled": cooled, "aligned_sheets": make_aligned, "bundle": bundle, "heads": heads,
-    "controls": controls, "aligned": aligned, "written": written, "record": record, "untrained_arms": untrained_arms,
-    "coin_head": coin_head, "variance": variance}
+    "controls": controls, "aligned": aligned, "written": written, "record": record,
+    "untrained_arms": untrained_arms, "coin_head": coin_head, "variance": variance}
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]

@@ -1,7 +1,8 @@
 """When does a distribution help? A world with a known reward, without sampling in the loop.
 
     python results/noise.py pool 16    # answers of the SFT model to 64 held-out prompts
-    python results/noise.py frontier 1 runs/demo_pairs-reward1 runs/demo_pairs-level1    # score by KL
+    python results/noise.py frontier 1 runs/demo_pairs-reward1 runs/demo_pairs-level1
+                                       # what a reward model's score can gain at a KL
     python results/noise.py world 3    # label noise, reward models, gold; 3 draws of the noise
 
 The gold reward is a level-1 head fitted to the readers' rankings of both parts, on layers 15 and
