@@ -134,11 +134,11 @@ def make_sheets(reader, part):
     write_sheets(f"{part}-{len(ranked)}", rows, reader)
 
 
-def verdict_prompts(cfg):
-    """(setup, prompts, keys) of the first prompts of a run's verdict."""
+def verdict_prompts(cfg, part=slice(PROMPTS)):
+    """(setup, prompts, keys) of held-out prompts, by default the first ones of a run's verdict."""
     setup = start(cfg)
     prompts, keys = usable_prompts(setup.chat, setup.val, cfg, "evaluation")
-    return setup, prompts[:PROMPTS], keys[:PROMPTS]
+    return setup, prompts[part], keys[part]
 
 
 def write_answers(out, keys, answers, chat):
@@ -147,11 +147,12 @@ def write_answers(out, keys, answers, chat):
     Path(out).write_text(json.dumps({"prompts": keys, "answers": texts}))
 
 
-def cooled(temperature, out, *runs):
-    """Answers of the SFT model and of policies (NAME=RUN) at another temperature than that of
-    training, with the random numbers of the verdict."""
+def cooled(temperature, part, out, *runs):
+    """Answers of the SFT model and of policies (NAME=RUN) at a temperature, with the random numbers
+    of the verdict, to the "first" held-out prompts or to the "others"."""
     cfg = ReinforceConfig(temperature=float(temperature))
-    setup, prompts, keys = verdict_prompts(cfg)
+    parts = {"first": slice(PROMPTS), "others": slice(PROMPTS, None)}
+    setup, prompts, keys = verdict_prompts(cfg, parts[part])
     answers = {}
     for item in ("sft", *runs):
         name, _, run = item.partition("=")
@@ -192,12 +193,12 @@ def make_duels(evaluation, reader, first, second):
     result = json.loads(Path(evaluation).read_text(encoding="utf-8"))
     prompts = all_prompts()
     rows = []
-    for i, key in enumerate(result["prompts"][:PROMPTS]):
+    for i, key in enumerate(result["prompts"]):
         both = [result["answers"][name][0][i] for name in (first, second)]
         rows.append({"prompt": prompts[key]["prompt"], "arms": [first, second],
                      "answers": [text.removesuffix(END) for text in both],
                      "finished": [text.endswith(END) for text in both]})
-    write_sheets(f"{first}-{second}", rows, reader)
+    write_sheets(f"{Path(evaluation).stem}-{first}-{second}", rows, reader)
 
 
 def read_ranking(line, answers=4):
@@ -210,6 +211,7 @@ def read_ranking(line, answers=4):
 
 def collect():
     """Sheets with a .ranked file (lines `17: B>A=D>C`) -> rankings.jsonl; of duels sheets.jsonl."""
+    known = {path: read_lines(path) for path in (SHEETS, RANKINGS)}
     for path in sorted(WORK.glob("*.ranked")):
         key = json.loads(path.with_suffix(".key.json").read_text(encoding="utf-8"))
         for number, line in re.findall(r"^(\d+): *(\S+)$", path.read_text(), re.M):
@@ -218,7 +220,7 @@ def collect():
             places = read_ranking(line, len(order))
             row["places"] = [places[LETTERS[order.index(j)]] for j in range(len(order))]
             target = SHEETS if "arms" in row else RANKINGS
-            if row not in read_lines(target):
+            if row not in known[target]:
                 append_line(target, row)
 
 

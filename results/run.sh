@@ -26,7 +26,7 @@ main() {      # the README's command, both levels; then sheets of the policies a
   done
   python eval.py --policies l1=runs/demo_pairs-level1 l2=runs/demo_pairs-level2 \
     --rewards runs/demo_pairs-reward1 runs/demo_pairs-reward2 --eval_prompts 64
-  python results/experiments.py cooled 0.4 runs/cooled.json l1=runs/demo_pairs-level1 l2=runs/demo_pairs-level2
+  python results/experiments.py cooled 0.4 first runs/cooled.json l1=runs/demo_pairs-level1 l2=runs/demo_pairs-level2
   for reader in A B; do
     for policy in l1 l2; do
       python results/experiments.py duels runs/eval.json $reader sft $policy
@@ -41,7 +41,7 @@ penalty() {   # the same without the penalty for an answer that does not end
     python reinforce.py --level $level --eos_penalty 0 --rm runs/demo_pairs-reward$level --out runs/level$level-no-penalty
     python results/experiments.py record "level $level, no penalty" runs/level$level-no-penalty
   done
-  python results/experiments.py cooled 0.7 runs/penalty.json \
+  python results/experiments.py cooled 0.7 first runs/penalty.json \
     "l1, no penalty=runs/level1-no-penalty" "l2, no penalty=runs/level2-no-penalty"
 }
 
@@ -54,13 +54,23 @@ controls() {  # what needs no REINFORCE, and a policy of coin labels
   python results/experiments.py coin_head runs/demo_pairs-reward1 runs/coin-reward1
   python reinforce.py --level 1 --rm runs/coin-reward1 --out runs/level1-coin
   python results/experiments.py record "level 1, coin labels" runs/level1-coin
-  python results/experiments.py cooled 0.7 runs/coin.json "l1, coin labels=runs/level1-coin"
+  python results/experiments.py cooled 0.7 first runs/coin.json "l1, coin labels=runs/level1-coin"
   for reader in A B; do
     for arm in "best of 4" "best of 16" "one short sentence"; do
       python results/experiments.py duels runs/untrained.json $reader sft "$arm"
     done
     for policy in penalty:"l1, no penalty" penalty:"l2, no penalty" coin:"l1, coin labels"; do
       python results/experiments.py duels runs/${policy%%:*}.json $reader "sft at 0.7" "${policy#*:} at 0.7"
+    done
+  done
+}
+
+wide() {      # the other 164 held-out prompts
+  python results/experiments.py cooled 0.7 others runs/wide.json l1=runs/demo_pairs-level1 l2=runs/demo_pairs-level2 \
+    "l1, no penalty=runs/level1-no-penalty" "l2, no penalty=runs/level2-no-penalty" "l1, coin labels=runs/level1-coin"
+  for reader in A B; do
+    for policy in l1 l2 "l1, no penalty" "l2, no penalty" "l1, coin labels"; do
+      python results/experiments.py duels runs/wide.json $reader "sft at 0.7" "$policy at 0.7"
     done
   done
 }

@@ -301,14 +301,21 @@ def readers_table():
 
 
 def duels():
-    """{(first arm, second arm): {prompt: {reader: 1 if the second one is preferred, 0, -1}}}"""
+    """{(first arm, second arm): {prompt: {reader: 1 if the second one is preferred, 0, -1}}}; arms
+    are at temperature 0.7 where they do not say another."""
     verdicts = {}
     for row in read_lines(SHEETS):
         if len(row["arms"]) == 2:
-            prompts = verdicts.setdefault(tuple(row["arms"]), {})
+            arms = tuple(arm.removesuffix(" at 0.7") for arm in row["arms"])
             first, second = row["places"]
-            prompts.setdefault(row["prompt"], {})[row["reader"]] = int(np.sign(first - second))
+            verdict = verdicts.setdefault(arms, {}).setdefault(row["prompt"], {})
+            verdict[row["reader"]] = int(np.sign(first - second))
     return verdicts
+
+
+def win_rates(prompts):
+    """(1, N): how often the second arm is preferred to each of N prompts, a tie half."""
+    return np.array([[0.5 + np.mean([*verdicts.values()]) / 2 for verdicts in prompts.values()]])
 
 
 def sheets_table():
@@ -317,23 +324,54 @@ def sheets_table():
     for (first, second), prompts in duels().items():
         readers = [*zip(*(verdicts.values() for verdicts in prompts.values()))]
         counts = [Counter(verdicts) for verdicts in readers]
-        rows.append([f"{second} against {first}",
+        rows.append([f"{second} against {first}", len(prompts),
                      " and ".join(f"{c[1]}, {c[0]}, {c[-1]}" for c in counts),
-                     cell([0.5 + np.mean(readers, 0) / 2]),
-                     f"{kappa(*readers):.2f}" if len(readers) == 2 else ""])
-    return markdown(["policies", "wins, ties, losses by each reader", "win rate", "kappa"], rows)
+                     cell(win_rates(prompts)), f"{kappa(*readers):.2f}"])
+    return markdown(["policies", "prompts", "wins, ties, losses by each reader", "win rate",
+                     "kappa"], rows)
+
+
+def parts_table():
+    """Of arms that were read on more prompts: the first 64, and those that were added."""
+    first_64 = duels()["sft", "best of 16"]
+    rows = []
+    for arms, prompts in duels().items():
+        added = {p: verdicts for p, verdicts in prompts.items() if p not in first_64}
+        if added:
+            first = {p: prompts[p] for p in prompts if p in first_64}
+            rows.append([f"{arms[1]} against {arms[0]}",
+                         *(f"{cell(win_rates(part))} ({len(part)})" if part else ""
+                           for part in (first, added))])
+    return markdown(["policies", "first prompts", "added prompts"], rows)
 
 
 def contrasts_table():
     """Win rates against the SFT model, minus that of a control, paired by prompt."""
-    control = "l1, coin labels at 0.7"
-    rates = {}  # {arm: {prompt: wins, averaged over readers}}
-    for (first, second), prompts in duels().items():
-        if "at 0.4" not in first:
-            rates[second] = {p: 0.5 + np.mean([*v.values()]) / 2 for p, v in prompts.items()}
-    rows = [[arm, cell([[wins[p] - rates[control][p] for p in wins]], "+")]
-            for arm, wins in rates.items() if arm != control]
-    return markdown(["policy", f"win rate minus that of {control}"], rows)
+    control = "l1, coin labels"
+    rates = {second: dict(zip(prompts, win_rates(prompts)[0]))
+             for (first, second), prompts in duels().items() if first == "sft"}
+    rows = []
+    for arm, wins in rates.items():
+        both = [p for p in wins if p in rates[control]]
+        if arm != control:
+            rows.append([arm, len(both), cell([[wins[p] - rates[control][p] for p in both]], "+")])
+    return markdown(["policy", "prompts", f"win rate minus that of {control}"], rows)
+
+
+def draw_readers(path):
+    """Win rates against the SFT model at the same temperature, by arm."""
+    arms = [(second, prompts) for (_, second), prompts in duels().items()]
+    rates = [win_rates(prompts) for _, prompts in arms]
+    low, high = np.array([interval(r) for r in rates]).T
+    figure = Figure(figsize=(7, 0.6 + 0.28 * len(arms)), layout="constrained")
+    axis = figure.subplots()
+    places = range(len(arms), 0, -1)
+    axis.hlines(places, low, high, color="0.4")
+    axis.plot([r.mean() for r in rates], places, "o", color="tab:blue")
+    axis.axvline(0.5, color="0.7", linestyle=":")
+    axis.set_yticks(places, [f"{arm} ({len(prompts)})" for arm, prompts in arms])
+    axis.set(xlabel="share of prompts in which blind readers prefer it to the SFT model")
+    figure.savefig(path, dpi=100)
 
 
 def aligned_table():
@@ -413,7 +451,7 @@ def noise_table():
 
 
 TABLES = {"policies": policies_table, "sheets": sheets_table, "contrasts": contrasts_table,
-          "aligned": aligned_table, "rewards": partial(reward_table, OTHERS),
+          "parts": parts_table, "aligned": aligned_table, "rewards": partial(reward_table, OTHERS),
           "short_rewards": partial(reward_table, CHIEF, SHORT), "gains": gains_table,
           "features": features_table, "readers": readers_table, "noise": noise_table,
           "gradients": gradients_table, "trunks": trunks_table}
@@ -430,6 +468,7 @@ def main():
     for name in PAGES:
         path = HERE.parent / name
         path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+    draw_readers(HERE / "readers.png")
     draw_learning(HERE / "learning.png")
     draw_frontier(HERE / "frontier.png")
 
