@@ -40,7 +40,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import eval as evaluation
 import reinforce
 import reward
-from eval import EvalConfig, answer_statistics, evaluate_policy, repeated
+from eval import EvalConfig, answer_statistics, evaluate_policy, repeated, score_policies
 from reinforce import (CALIBRATION_STEP, EVAL_STEP, READOUTS, ReinforceConfig, State, answer_all,
                        calibrate, check_model, compare, draw, judge, next_baseline,
                        policy_gradient, prompt_batches, reach_verdict, read_scores, sample,
@@ -452,6 +452,8 @@ def test_evaluation_and_verdict_have_the_plain_numbers_and_sft_no_kl_with_itself
     near(result["kl"], (logp - ref_logp).sum() / 10, 1e-3)
     near(result["perplexity"], (-ref_logp.mean()).exp(), 1e-3)
     near(evaluate_policy(SFT, SFT, PROMPTS, KEYS, END, cfg)[0]["kl"], 0.0)
+    by_win = score_policies(HEAD, SFT, PROMPTS, {"sft": answers}, replace(cfg, readout="win"))
+    near(by_win["sft"].mean(), 0.5)  # half of the answers beat one drawn from them
     state = State(0.8, None, None, None, [])
     verdict = reach_verdict(policy, SFT, HEAD, PROMPTS, KEYS, state, CHAT, config(), tmp_path)
     sft = [plain_answer(SFT, *pk, 0, EVAL_STEP, cfg) for pk in zip(PROMPTS, KEYS)]
@@ -866,6 +868,7 @@ FLAGS = ("--sft ../sft --data ../toy.jsonl --device cpu --precision fp32 --pairs
          "--rm_batch 5 --steps 4 --batch 4 --micro_batch 2 --max_new 8 --calibration 8 "
          "--save_every 1 --eval_prompts 4 --lr 1e-3").split()
 RUN = "runs/toy-level2"
+TINY = "--sft ../sft --data ../toy.jsonl --device cpu --precision fp32"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -931,6 +934,12 @@ def test_a_command_that_runs_can_be_given_twice_and_else_ends_in_one_line(flags,
      "policy a was made with max_new 8, here it is 9; give --max_new"),
     (evaluation, "--seeds 0 -1", "seeds are .0, -1.; give numbers from 0 on"),
     (reward, "--max_len 900 --sft ../sft --data ../toy.jsonl", "512 tokens"),
+    (reward, f"{TINY} --rm {RUN}", "holds another run"),
+    (reward, f"{TINY} --pairs 2 --rm k", "all training dialogues fall into one fold"),
+    (reinforce, f"{TINY} --level 1 --rm runs/toy-reward2", "is of level 2, not 1; give another"),
+    (reinforce, f"{TINY} --max_prompt 5", "0 prompts have at most max_prompt 5 tokens"),
+    (evaluation, f"{TINY} --rewards ..", "is no run folder of ours"),
+    (evaluation, f"{TINY} --rewards {RUN}", "holds no finished reward model"),
     (reinforce, "--level 7", "invalid choice")])
 def test_a_bad_command_line_is_one_line_and_code_2(module, flags, message, cli):
     code, _, said = cli(module, *flags.split())

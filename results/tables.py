@@ -350,12 +350,14 @@ def contrasts_table():
     control = "l1, coin labels"
     rates = {second: dict(zip(prompts, win_rates(prompts)[0]))
              for (first, second), prompts in duels().items() if first == "sft"}
-    rows = []
+    of_control = rates.pop(control)
+    differences = {}  # {arm: (1, N)}
     for arm, wins in rates.items():
-        both = [p for p in wins if p in rates[control]]
-        if arm != control:
-            rows.append([arm, len(both), cell([[wins[p] - rates[control][p] for p in both]], "+")])
-    return markdown(["policy", "prompts", f"win rate minus that of {control}"], rows)
+        differences[arm] = [[wins[p] - of_control[p] for p in wins if p in of_control]]
+    corrected = holm([p_value(d) for d in differences.values()])
+    rows = [[arm, len(d[0]), cell(d, "+"), f"{p:.3f}"]
+            for (arm, d), p in zip(differences.items(), corrected)]
+    return markdown(["policy", "prompts", f"win rate minus that of {control}", "p (Holm)"], rows)
 
 
 def draw_readers(path):
