@@ -149,9 +149,9 @@ def write_answers(out, keys, answers, chat):
 
 def cooled(temperature, part, out, *runs):
     """Answers of the SFT model and of policies (NAME=RUN) at a temperature, with the random numbers
-    of the verdict, to the "first" held-out prompts or to the "others"."""
+    of the verdict, to the "first" held-out prompts, the "others" or "all"."""
     cfg = ReinforceConfig(temperature=float(temperature))
-    parts = {"first": slice(PROMPTS), "others": slice(PROMPTS, None)}
+    parts = {"first": slice(PROMPTS), "others": slice(PROMPTS, None), "all": slice(None)}
     setup, prompts, keys = verdict_prompts(cfg, parts[part])
     answers = {}
     for item in ("sft", *runs):
