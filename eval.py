@@ -34,7 +34,7 @@ from reward import (InputError, check_room, complete, load_model, load_reward_mo
 class EvalConfig:
     policies: list[str] | None = setting(None, "NAME=RUN: finished runs; sft is always there")
     rewards: list[str] | None = setting(None, "reward model folders")
-    seeds: list[int] | None = setting(None, "of the answers, one a prompt for each (default 0)")
+    seeds: list[int] | None = setting(None, "one answer to a prompt for each (default 0)")
     sft: str | None = setting(None, "SFT model, hub name or folder, as given to reinforce.py")
     data: list[str] | None = setting(None, "as given to reinforce.py: its validation prompts")
     split: str = setting("train", "of --data from the hub or from a folder")
@@ -125,8 +125,9 @@ def evaluate_policy(policy, sft, prompts, keys, end, cfg):
 def score_policies(rm, sft, prompts, answers, cfg):
     """{policy: scores (S, N)} by one reward model; `win` compares with these SFT answers."""
     logits = {}
-    for name, seeds in answers.items():
-        logits[name] = torch.stack([judge(rm, sft, prompts, y, cfg)[0] for y in seeds])  # (S, N, K)
+    for name, by_seed in answers.items():
+        logits[name] = torch.stack(
+            [judge(rm, sft, prompts, y, cfg)[0] for y in by_seed])               # (S, N, K)
     sft_distribution = logits["sft"].softmax(-1).mean((0, 1))                    # (K,)
     return {name: torch.stack([read_scores(one_seed, sft_distribution, cfg) for one_seed in z])
             for name, z in logits.items()}
@@ -177,15 +178,17 @@ def main(cfg):
         statistics[name], answers[name] = evaluate_policy(policy, sft, prompts, keys, chat.end, cfg)
     result = {"temperature": cfg.temperature, "seeds": cfg.seeds, "prompts": keys,
               "policies": statistics, "rewards": {}, "scores": {}, "answers": {}}
-    same = {name: torch.tensor([[a == b for a, b in zip(*seed)] for seed in zip(y, answers["sft"])])
-            for name, y in answers.items()}                                      # (S, N)
+    same = {}
+    for name, by_seed in answers.items():
+        same[name] = torch.tensor([[a == b for a, b in zip(ours, sfts)]
+                                   for ours, sfts in zip(by_seed, answers["sft"])])     # (S, N)
     for rm_name, rm in rms.items():
         scores = score_policies(rm, sft, prompts, answers, cfg)
         result["rewards"][rm_name] = {name: compare(scores["sft"], x, same[name])
                                       for name, x in scores.items()}
         result["scores"][rm_name] = {name: x.tolist() for name, x in scores.items()}
-    for name, seeds in answers.items():
-        result["answers"][name] = [chat.tokenizer.batch_decode(y) for y in seeds]
+    for name, by_seed in answers.items():
+        result["answers"][name] = [chat.tokenizer.batch_decode(y) for y in by_seed]
     Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
     write_whole(cfg.out + ".json", json.dumps(result))
     print(f"\n{len(prompts)} held-out prompts, seeds {cfg.seeds}, temperature {cfg.temperature:g}; "

