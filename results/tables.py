@@ -301,34 +301,50 @@ def readers_table():
 
 
 def duels():
-    """{(first arm, second arm): {prompt: {reader: 1 if the second one is preferred, 0, -1}}}; arms
-    are at temperature 0.7 where they do not say another."""
-    verdicts = {}
+    """{(first arm, second arm): {prompt: rows, one by each reader}}; arms are at temperature 0.7
+    where they do not say another."""
+    rows = {}
     for row in read_lines(SHEETS):
         if len(row["arms"]) == 2:
             arms = tuple(arm.removesuffix(" at 0.7") for arm in row["arms"])
-            first, second = row["places"]
-            verdict = verdicts.setdefault(arms, {}).setdefault(row["prompt"], {})
-            verdict[row["reader"]] = int(np.sign(first - second))
-    return verdicts
+            rows.setdefault(arms, {}).setdefault(row["prompt"], []).append(row)
+    return rows
+
+
+def preferred(row):
+    """1 if the second arm's answer is preferred, 0 for a tie, -1."""
+    first, second = row["places"]
+    return int(np.sign(first - second))
 
 
 def win_rates(prompts):
     """(1, N): how often the second arm is preferred to each of N prompts, a tie half."""
-    return np.array([[0.5 + np.mean([*verdicts.values()]) / 2 for verdicts in prompts.values()]])
+    return np.array([[0.5 + np.mean([*map(preferred, rows)]) / 2 for rows in prompts.values()]])
+
+
+def not_shorter(row):
+    first, second = (len(answer.split()) for answer in row["answers"])
+    return second >= first
+
+
+def end_alike(row):
+    return len(set(row["finished"])) == 1
 
 
 def sheets_table():
-    """Blind readers: how often the answer of an arm is preferred to that of another one."""
+    """Blind readers: how often the answer of an arm is preferred to that of another one: to all
+    prompts, and to those where length or end cannot have decided in its favour."""
     rows = []
     for (first, second), prompts in duels().items():
-        readers = [*zip(*(verdicts.values() for verdicts in prompts.values()))]
-        counts = [Counter(verdicts) for verdicts in readers]
-        rows.append([f"{second} against {first}", len(prompts),
-                     " and ".join(f"{c[1]}, {c[0]}, {c[-1]}" for c in counts),
-                     cell(win_rates(prompts)), f"{kappa(*readers):.2f}"])
-    return markdown(["policies", "prompts", "wins, ties, losses by each reader", "win rate",
-                     "kappa"], rows)
+        cells = []
+        for condition in (not_shorter, end_alike):
+            part = {p: verdicts for p, verdicts in prompts.items() if condition(verdicts[0])}
+            cells.append(f"{cell(win_rates(part))} ({len(part)})" if len(part) > 9 else "")
+        readers = zip(*([*map(preferred, verdicts)] for verdicts in prompts.values()))
+        rows.append([f"{second} against {first}", f"{cell(win_rates(prompts))} ({len(prompts)})",
+                     *cells, f"{kappa(*readers):.2f}"])
+    return markdown(["policies", "win rate (prompts)", "where its answer is not shorter",
+                     "where both or neither ends", "kappa"], rows)
 
 
 def parts_table():
