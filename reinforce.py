@@ -52,6 +52,8 @@ from reward import (PROCESSES, RANK, InputError, RewardConfig, answer_mean, arit
 
 # ----- readouts: a distribution over the scores (B, K) -> a score (B,) -----
 
+# all take p (B, K), past (K,), which only `win` uses, and risk: lambda or alpha
+
 def scores_like(p):
     return torch.arange(1, p.shape[-1] + 1, dtype=p.dtype, device=p.device)  # (K,): 1..K
 
@@ -125,9 +127,10 @@ class ReinforceConfig(RewardConfig):
 # ----- baseline -----
 
 def next_baseline(b, batch_mean, step, cfg):
-    """b after update number `step` (0, 1, ...): a moving average of past rewards (ema), the mean of
-    all of them (eq. 8), to which the SFT samples count as one batch, or b as it was (none). The
-    first b is the mean reward of SFT samples: calibrate()."""
+    """b after update number `step` (0, 1, ...).
+
+    ema: moving average of past rewards. mean: of all of them (eq. 8), the SFT samples that give the
+    first b, in calibrate(), counting as one batch. none: b as it was, 0."""
     keep = {"ema": cfg.decay, "mean": (step + 1) / (step + 2), "none": 1.0}[cfg.baseline]
     return keep * b + (1 - keep) * batch_mean
 
@@ -273,7 +276,7 @@ class State:
     unit: float                      # spread of the SFT model's scores
     sft_distribution: torch.Tensor   # (K,) mean score distribution of the SFT model's answers
     baseline: float                  # of rewards; from SFT samples, so that step 0 has one
-    past_distribution: torch.Tensor  # (K,) moving average of the scores': for the readout `win`
+    past_distribution: torch.Tensor  # (K,) moving average of such distributions: for `win`
     log: list                        # metrics of the updates done
 
 
@@ -326,7 +329,7 @@ def train_policy(policy, optimizer, sft, rm, prompts, keys, state, chat, cfg, do
         # one line and, every ten steps, one answer
         metrics = {"step": step + 1, "score": m["score"], "reward": m["reward"], "kl": m["kl"],
                    "baseline": b, "entropy": -m["logp"] / m["length"],  # an estimate
-                   "advantage_sd": math.sqrt(max(0.0, m["square"] - m["reward"] ** 2)),
+                   "advantage_sd": math.sqrt(max(0.0, m["square"] - m["reward"] ** 2)),  # b is one
                    "length": m["length"], "ended": m["ended"], "grad_norm": norm,
                    "seconds": time.perf_counter() - began}
         shown = ("score", "reward", "kl", "length", "ended", "seconds")
@@ -361,8 +364,9 @@ def load_checkpoint(path, policy, optimizer):
 
 # ----- before and after training -----
 
-CALIBRATION_STEP = 2**31       # steps of `uniforms` that no training reaches: this and the next,
-EVAL_STEP = 2**31 + 2          # and one for verdict and eval.py
+# what `uniforms` gets in place of a training step
+CALIBRATION_STEP = 2**31  # and the next
+EVAL_STEP = 2**31 + 2
 
 
 def calibrate(sft, rm, prompts, keys, chat, cfg):

@@ -11,7 +11,7 @@ stands the method: losses, reward model, validation. What reads data and models 
 follows; take it on trust at first.
 
 Left out, and why: margins, centering and ensembles (level 2 says "how sure?" with a distribution);
-checkpoints (a killed fit or epoch starts again, and ends in the same numbers).
+checkpoints (a killed fit or epoch starts again, and ends in the same numbers on the same machine).
 
 Shapes: B pairs or answers, N all answers, P prompt tokens, T answer tokens, L = P + T, D hidden
 width, K scores (1 at level 1, 10 at level 2).
@@ -58,7 +58,7 @@ HARDWARE = {  # settings, of all scripts, whose default differs: (without a GPU,
     "pairs": (12_000, 40_000), "val_pairs": (1_000, 4_000), "max_len": (320, 1024),
     "micro_batch": (16, 32), "max_prompt": (128, 512), "max_new": (64, 128), "batch": (16, 64),
     "steps": (40, 200), "calibration": (48, 256), "eval_prompts": (96, 512), "save_every": (5, 20)}
-LIMITS = {"temperature": (0.01, 100), "decay": (0, 1), "tie_weight": (0, 1), "risk": (1e-6, 1e6)}
+LIMITS = {"temperature": (0.01, 100), "decay": (0, 1), "tie_weight": (0, 1), "risk": (1e-3, 1e6)}
 SCORES = 10       # level 2 scores an answer 1..10
 VAL_SHARE = 0.25  # of the dialogues, by a hash of their first user turn: the same everywhere
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the frozen trunk's head, to choose from
@@ -93,7 +93,7 @@ def complete(cfg):
         if getattr(cfg, f.name) is None and f.name in machine:
             object.__setattr__(cfg, f.name, machine[f.name])  # frozen: no plain assignment
         value = getattr(cfg, f.name)
-        at_least = 1 if type(value) is int and "seed" not in f.name else 0
+        at_least = 1 if type(value) is int and "seed" not in f.name else 0  # counts: from 1 on
         least, most = LIMITS.get(f.name, (at_least, 2**63 - 1))
         if type(value) in (int, float) and not least <= value <= most:
             raise InputError(f"{f.name} is {value}; give a number in {least}..{most}")
@@ -108,8 +108,7 @@ class RewardConfig:
     rm: str | None = setting(None, "reward model folder (default runs/DATA-rewardLEVEL)")
     device: str | None = setting(None, "cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     precision: Literal["fp32", "bf16"] | None = setting(
-        None, "of products in training and of the weights that sample (default: bf16 where the "
-              "hardware has it); a trained trunk on CUDA: always fp16")
+        None, "of training and sampling (default: bf16 where the hardware has it)")
     micro_batch: int | None = setting(None, "texts a pass of reinforce.py and eval.py; four times "
                                             "as many in sampling")
     pairs: int | None = setting(None, "training pairs at most")
@@ -196,7 +195,10 @@ def in_batches(function, prompts, answers, size):
 
 def arithmetic(cfg, precision=None):
     """Context in which matrix products are computed in cfg.precision, or in another one; fp32: as
-    without it. Weights stay float32."""
+    without it. Weights stay float32.
+
+    In cfg.precision: gradients, the scores of training, features to fit a head to, and, by a copy
+    of the weights, sampling. In float32: all that is reported. A trained trunk on CUDA: fp16."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision or cfg.precision)
     return torch.autocast(torch.device(cfg.device).type, dtype, enabled=dtype is not None)
 
@@ -244,9 +246,9 @@ def answer_features(sft, prompt, answers, layer):
     cache = DynamicCache(config=sft.config)
     config = sft.base_model.config.get_text_config()
     layers = config.num_hidden_layers
-    # states[layer] is what comes out of so many layers; the last state that a model returns has
-    # gone through its final norm, so run one layer more, if there is one. Models that do not heed
-    # this number run all their layers, with the same result
+    # for the moment the model has layer + 1 layers: states[layer] is what comes out of so many, and
+    # one more is run, if there is one, because the last state has gone through the final norm.
+    # Models that do not heed this number run all their layers, with the same result
     config.num_hidden_layers = min(layer + 1, layers)
     sft.base_model(torch.tensor([prompt], device=sft.device), past_key_values=cache)
     cache.batch_repeat_interleave(len(answers))
@@ -283,9 +285,10 @@ def fit_head(x, pairs, weight, cfg, penalty, iterations):
 
     x: (N, D) standardised features; pairs: (B, 2) rows of the chosen and the rejected answer;
     weight: (B,), sums to 1. Returns W (D, K) and b (K,): the minimum at level 1, a local one at
-    level 2. The search is for V, where W = M V and M M' = H^-1. H = sum_i weight_i d_i d_i' / 4 +
-    penalty I, with d_i = x_w - x_l, is the Hessian of the level-1 objective at W = 0. In V it is
-    the identity there, so tens of iterations do instead of thousands. Level 2 borrows this M."""
+    level 2. With d_i = x_w - x_l the Hessian of the level-1 objective at W = 0 is
+    H = sum_i weight_i d_i d_i' / 4 + penalty I. The search is for V, where W = M V and M M' = H^-1:
+    in V the Hessian is the identity there, and tens of iterations do instead of thousands. Level 2
+    borrows this M."""
     outputs = SCORES if cfg.level == 2 else 1
     d = x[pairs[:, 0]] - x[pairs[:, 1]]                                          # (B, D)
     values, basis = torch.linalg.eigh((weight[:, None] * d).T @ d)
@@ -355,7 +358,7 @@ def fit_frozen(sft, encoded, cfg):
     """The reward model on the frozen SFT model, a linear map (D -> K) of an answer's features, and
     what it was made with: layer and penalty."""
     layer = round(sft.config.get_text_config().num_hidden_layers * 2 / 3)
-    with arithmetic(cfg):  # as in training; what is reported is computed in float32
+    with arithmetic(cfg):  # as reinforce.py will compute them
         x, pairs = over_answers(partial(answer_features, sft, layer=layer), encoded)
     folds = torch.tensor([e.dialogue % 5 for e in encoded])
     W, b, penalty = fit_penalised(x, pairs, prompt_weights(encoded, cfg.rm_seed), folds, cfg)
@@ -489,7 +492,7 @@ def make_reward_model(folder, cfg, setup):
         others = [m for m in setup.chat.markers if m != setup.chat.end_text]
         pad = setup.chat.tokenizer.convert_tokens_to_ids(others[0]) if others else 0
         rm = load_model(AutoModelForSequenceClassification, sft.name_or_path, cfg.device,
-                        other_head=("score.weight", "lm_head.weight"), pad_token_id=pad,
+                        may_differ=("score.weight", "lm_head.weight"), pad_token_id=pad,
                         num_labels=SCORES if cfg.level == 2 else 1)
         metrics = {}
         train_trunk(rm, train, cfg)
@@ -530,7 +533,9 @@ FINISHED = {"none": True, "": True, "true": True, "false": False}  # as JSON and
 BESIDE = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images")
 HH_TURN = r"(?:^|\n\n)(Human|Assistant): ?"        # hh-rlhf
 HELPSTEER_TURN = r"<extra_id_1>(User|Assistant)\n"
-MESSAGE = r"""[\[{][\s\[{]*["']((content|value)["'].*["'])?(role|from)["']\s*:"""  # as JSON
+# messages as JSON or Python inside a text: [{"role": "user", "content": ...
+JSON_MESSAGES = (r"""[\[{][\s\[{]*["']((content|value)["'].*["'])?(role|from)["']\s*:\s*["']"""
+                 "(system|user|human|assistant|gpt)")
 ROLES = {"Human": "user", "User": "user", "Assistant": "assistant"}
 
 
@@ -558,7 +563,7 @@ def split_turns(text, role):
         raise InputError(f"{text!r:.60} is no text, or is empty")
     text.encode()  # half a surrogate pair is an error
     text = text.replace("\r\n", "\n").strip()
-    if re.match(MESSAGE, text, re.S):
+    if re.match(JSON_MESSAGES, text, re.S):
         raise InputError(f"{text!r:.60} is JSON or a list inside a text; give it as JSON")
     # an answer that begins with "Human:" is a dialogue only if an assistant's turn follows
     dialogue = text.startswith("Human:") and (role == "user" or "\n\nAssistant:" in text)
@@ -596,29 +601,32 @@ def to_messages(value, role):
     return messages
 
 
+def split_system(messages):
+    """(the system message that a dialogue begins with, as a list of one or none; the others)"""
+    n = sum(m["role"] == "system" for m in messages[:1])
+    return messages[:n], messages[n:]
+
+
 def to_pair(row, where):
-    """A row in one of the documented preference formats -> Pair."""
+    """A row in one of the documented preference formats -> Pair. The dialogue stands in `prompt`,
+    before both answers, or in both places; its system message there or in a column."""
     chosen, rejected = (to_messages(row[side], "assistant") for side in SIDES)
     if not chosen or not rejected or {chosen[-1]["role"], rejected[-1]["role"]} != {"assistant"}:
         raise InputError("chosen or rejected is empty, or its last message not the assistant's")
     if chosen[:-1] != rejected[:-1]:
         raise InputError("chosen and rejected differ before their last message")
 
-    # the prompt, or a whole conversation that begins with it; each has no system message, or the
-    # same one first, which may also stand in a column
-    prompt = to_messages(row.get("prompt"), "user")
+    system_of_prompt, prompt = split_system(to_messages(row.get("prompt"), "user"))
+    system_of_conversation, conversation = split_system(chosen[:-1])
     column = to_messages(row.get("system"), "system")
-    if column and prompt[:1] != column:
-        prompt = column + prompt
-    whole = chosen[:-1]
-    system = [m for m in prompt + whole if m["role"] == "system"][:1]
-    given, begun = ([m for m in part if m["role"] != "system"] for part in (prompt, whole))
-    if prompt not in (given, system + given) or whole not in (begun, system + begun):
+    system = column or system_of_prompt or system_of_conversation
+    others = [s for s in (system_of_prompt, system_of_conversation) if s and s != system]
+    if others or any(m["role"] == "system" for m in prompt + conversation):
         raise InputError("prompt, conversation and column have different system messages, or one "
                          "is not the first; keep one, at the beginning")
-    if begun and begun[:len(given)] != given:
+    if conversation and conversation[:len(prompt)] != prompt:
         raise InputError("chosen is a conversation that does not begin with prompt")
-    messages = system + (begun or given)
+    messages = system + (conversation or prompt)
     if not messages or messages[-1]["role"] != "user":
         raise InputError("the prompt is empty, or its last message not the user's")
 
@@ -671,7 +679,8 @@ def read_pairs(names, split):
     uses = Counter()  # of rows
     columns = set()
     for name in names:
-        for number, row in enumerate(read_rows(name, HUB_SPLIT if name == HUB_DATA else split), 1):
+        own_split = HUB_SPLIT if (name, split) == (HUB_DATA, "train") else split
+        for number, row in enumerate(read_rows(name, own_split), 1):
             where = f"{name}, row {number}"
             found = sorted(map(str, row)) if isinstance(row, dict) else []
             columns.update(found)
@@ -762,16 +771,16 @@ def find_sft(cfg):
     return hub or str(folder)
 
 
-def load_model(cls, folder, device, other_head=(), **more):
+def load_model(cls, folder, device, may_differ=(), **more):
     """A model in float32, without dropout. Weights that are missing, that have no place in the
-    model (in both cases but for `other_head`) or that are not finite are an error."""
+    model (in both cases but for `may_differ`) or that are not finite are an error."""
     try:
         model, info = cls.from_pretrained(folder, dtype=torch.float32, output_loading_info=True,
                                           **more)
     except Exception as error:  # transformers raises many kinds for what can be wrong
         raise InputError(f"{folder} holds no model that can be loaded ({first_line(error)}); give "
                          "a folder that plain transformers loads")
-    broken = {*info["missing_keys"], *info["unexpected_keys"]} - set(other_head)
+    broken = {*info["missing_keys"], *info["unexpected_keys"]} - set(may_differ)
     broken |= {name for name, p in model.named_parameters() if not p.isfinite().all()}
     if broken:
         raise InputError(f"{folder}: {len(broken)} weights are missing, not finite, or have no "
@@ -795,8 +804,9 @@ class Chat:
         except Exception as error:  # of tokenizers, json, ...
             raise InputError(f"{folder}: no tokenizer with a chat template ({first_line(error)}); "
                              "give a chat model")
+        self.template = template
         if "strftime_now" in template:  # else a prompt would be another one tomorrow
-            self.tokenizer.chat_template = FIXED_DATE + template
+            self.template = FIXED_DATE + template
         # special tokens, and others that turns are made of: some tokenizers have blanks or <h1>
         # as added tokens, which are plain text
         self.markers = [token.content for token in self.tokenizer.added_tokens_decoder.values()
@@ -814,7 +824,8 @@ class Chat:
     def render(self, messages, where, **more):
         try:  # without thoughts, where the template knows this setting
             return self.tokenizer.apply_chat_template(
-                list(messages), return_dict=False, enable_thinking=False, **more)
+                list(messages), chat_template=self.template, return_dict=False,
+                enable_thinking=False, **more)
         except Exception as error:  # a template can raise anything
             raise InputError(f"{where}: the chat template refuses the dialogue "
                              f"({first_line(error)}); change the row, or give another --sft")
@@ -892,13 +903,13 @@ def digest_of(content):
     else:
         for name, tensor in sorted(content.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(tensor.cpu().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 
 def identity(chat, model, data_digest):
     """Digests of what a run depends on, wherever it lies: SFT weights, tokenizer, data."""
-    words = json.dumps([sorted(chat.tokenizer.get_vocab().items()), chat.tokenizer.chat_template])
+    words = json.dumps([sorted(chat.tokenizer.get_vocab().items()), chat.template])
     return {"sft_digest": digest_of(model), "tokenizer_digest": digest_of(words),
             "data_digest": data_digest}
 
@@ -954,7 +965,7 @@ def check_sft(sft, chat):
     """Refuses a model whose layers or tokens are of another kind than this code can serve."""
     kinds = set(getattr(sft.config.get_text_config(), "layer_types", None) or [])
     if kinds - {"full_attention", "sliding_attention"}:
-        raise InputError(f"{type(sft).__name__} has layers of kind {sorted(kinds)}, whose states "
+        raise InputError(f"{type(sft).__name__} has layers of kind {sorted(kinds)}, whose cache "
                          "cannot be cut and repeated; give a --sft with attention alone")
     known = sft.get_input_embeddings().num_embeddings
     if max(chat.tokenizer.get_vocab().values()) >= known:

@@ -279,7 +279,9 @@ def test_readouts_by_enumeration_their_limits_and_win_by_the_order_of_scores_alo
                 ("mean", 0.7, mean), ("variance", 0.7, mean - 0.7 * sd), ("win", 0.7, win),
                 ("entropy", 0.7, mean - 0.7 * entropy), ("entropic", 0.7, entropic),
                 ("entropic", 1e-6, mean), ("entropic", 1e6, 1.0)):
-            near(read_scores(z[None], past, config(readout=name, risk=risk)), [value])
+            near(READOUTS[name](z[None].softmax(-1), past, risk), [value])
+            if risk == 0.7:
+                near(read_scores(z[None], past, config(readout=name, risk=risk)), [value])
         assert read_scores(z[None, :1], past, config(level=1)) == z[0]
     before = {name: readout(past[None], past, 0.7) for name, readout in READOUTS.items()}
     monkeypatch.setattr("reinforce.scores_like", lambda p: torch.arange(1.0, 11).to(p) ** 3)
@@ -573,7 +575,8 @@ def test_every_format_that_people_have_gives_its_turns_and_ratings(name, row, me
 
 
 @pytest.mark.parametrize("text", [  # as hh-rlhf and HelpSteer2 have them
-    "Human: Yes, that is so.", '{\n"content": [\n{"title": "It is the best!"}]}'])
+    "Human: Yes, that is so.", '{\n"content": [\n{"title": "It is the best!"}]}',
+    '{"from": "Berlin", "to": "Paris"}', '{"role": "admin"}'])
 def test_texts_that_look_like_turns_or_messages_and_are_none_stay_as_they_are(text):
     for row in (ROW | {"chosen": text}, talk(ASK) | {"chosen": [ASK, turn("assistant", text)]}):
         assert to_pair(row, "").chosen == text
@@ -752,6 +755,7 @@ def test_a_template_that_writes_the_date_writes_the_same_tomorrow(monkeypatch):
         monkeypatch.setattr(transformers.utils.chat_template_utils, "datetime", clock)
         prompts.append((chat.prompt([ASK]), tokenizer.apply_chat_template([ASK], tokenize=False)))
     assert prompts[0][0] == prompts[1][0] and prompts[0][1] != prompts[1][1]
+    assert chat.tokenizer.chat_template == tokenizer.chat_template  # which a run saves
 
 
 def test_an_end_stands_where_both_fit_and_are_finished_and_one_in_the_text_is_off(capsys):
