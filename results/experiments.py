@@ -142,9 +142,14 @@ def verdict_prompts(cfg, part=slice(PROMPTS)):
 
 
 def write_answers(out, keys, answers, chat):
-    """{arm: answers} as make_duels reads them: as eval.py writes them, for one seed."""
+    """{arm: answers} as make_duels reads them, as eval.py writes them, for one seed; added to what
+    OUT has for the same prompts."""
     texts = {arm: [chat.tokenizer.batch_decode(y)] for arm, y in answers.items()}
-    Path(out).write_text(json.dumps({"prompts": keys, "answers": texts}))
+    known = json.loads(Path(out).read_text()) if Path(out).exists() else {"answers": {}}
+    if known.setdefault("prompts", keys) != keys:
+        raise ValueError(f"{out} has answers to other prompts")
+    known["answers"] |= texts
+    Path(out).write_text(json.dumps(known))
 
 
 def cooled(temperature, part, out, *runs):
