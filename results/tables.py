@@ -175,7 +175,7 @@ SHORT = ("samples", "written")
 CURVE = r"written pairs|both(, \d+ ranked prompts)?"
 FEATURES = "both(, la.*)?"  # layers, last token
 OTHERS = r"(?!both, la|both, \d).*"
-CHIEF = "written pairs|samples|both(, samples by a coin)?|shorter|finished|mean log-prob.*"
+CHIEF = "written pairs|samples|both(, samples by a coin)?|mean log-prob.*"
 
 
 def accuracies(lines, kind):
@@ -311,6 +311,12 @@ def duels():
     return rows
 
 
+def duel_name(first, second):
+    """The second arm; the first one too unless it is the SFT model at the same temperature."""
+    temperature = re.search(r"( at [\d.]+)?$", second)[0]
+    return second if first == "sft" + temperature else f"{second} against {first}"
+
+
 def preferred(row):
     """1 if the second arm's answer is preferred, 0 for a tie, -1."""
     first, second = row["places"]
@@ -341,10 +347,25 @@ def sheets_table():
             part = {p: verdicts for p, verdicts in prompts.items() if condition(verdicts[0])}
             cells.append(f"{cell(win_rates(part))} ({len(part)})" if len(part) > 9 else "")
         readers = zip(*([*map(preferred, verdicts)] for verdicts in prompts.values()))
-        rows.append([f"{second} against {first}", f"{cell(win_rates(prompts))} ({len(prompts)})",
+        rows.append([duel_name(first, second), f"{cell(win_rates(prompts))} ({len(prompts)})",
                      *cells, f"{kappa(*readers):.2f}"])
-    return markdown(["policies", "win rate (prompts)", "where its answer is not shorter",
+    return markdown(["policy", "win rate (prompts)", "where its answer is not shorter",
                      "where both or neither ends", "kappa"], rows)
+
+
+def samples_table(count=6, length=170):
+    """The first answers, never chosen, to their first characters, and which one readers prefer."""
+    rows = []
+    for prompt, verdicts in [*duels()["sft", "l2"].items()][:count]:
+        answers = []
+        for text, ends in zip(verdicts[0]["answers"], verdicts[0]["finished"]):
+            shown = text[:length] + ("" if len(text) <= length else "…")
+            for old, new in (("\n", "↵"), ("|", "\\|"), ("<", "&lt;"), ("```", "'''")):
+                shown = shown.replace(old, new)
+            answers.append(shown + ("" if ends else " [CUT]"))
+        liked = [{1: "level 2", 0: "neither", -1: "SFT"}[preferred(row)] for row in verdicts]
+        rows.append([prompt, *answers, ", ".join(dict.fromkeys(liked))])
+    return markdown(["request", "SFT model", "level 2", "preferred"], rows)
 
 
 def parts_table():
@@ -355,7 +376,7 @@ def parts_table():
         added = {p: verdicts for p, verdicts in prompts.items() if p not in first_64}
         if added:
             first = {p: prompts[p] for p in prompts if p in first_64}
-            rows.append([f"{arms[1]} against {arms[0]}",
+            rows.append([duel_name(*arms),
                          *(f"{cell(win_rates(part))} ({len(part)})" if part else ""
                            for part in (first, added))])
     return markdown(["policies", "first prompts", "added prompts"], rows)
@@ -377,8 +398,8 @@ def contrasts_table():
 
 
 def draw_readers(path):
-    """Win rates against the SFT model at the same temperature, by arm."""
-    arms = [(second, prompts) for (_, second), prompts in duels().items()]
+    """Win rates by blind readers."""
+    arms = [(duel_name(*arms), prompts) for arms, prompts in duels().items()]
     rates = [win_rates(prompts) for _, prompts in arms]
     low, high = np.array([interval(r) for r in rates]).T
     figure = Figure(figsize=(7, 0.6 + 0.28 * len(arms)), layout="constrained")
@@ -388,7 +409,7 @@ def draw_readers(path):
     axis.plot([r.mean() for r in rates], places, "o", color="tab:blue")
     axis.axvline(0.5, color="0.7", linestyle=":")
     axis.set_yticks(places, [f"{arm} ({len(prompts)})" for arm, prompts in arms])
-    axis.set(xlabel="share of prompts in which blind readers prefer it to the SFT model")
+    axis.set(xlabel="win rate by blind readers, against the SFT model where nothing else is said")
     figure.savefig(path, dpi=100)
 
 
@@ -469,7 +490,8 @@ def noise_table():
 
 
 TABLES = {"policies": policies_table, "sheets": sheets_table, "contrasts": contrasts_table,
-          "parts": parts_table, "aligned": aligned_table, "rewards": partial(reward_table, OTHERS),
+          "parts": parts_table, "samples": samples_table,
+          "aligned": aligned_table, "rewards": partial(reward_table, OTHERS),
           "short_rewards": partial(reward_table, CHIEF, SHORT), "gains": gains_table,
           "features": features_table, "readers": readers_table, "noise": noise_table,
           "gradients": gradients_table, "trunks": trunks_table}
