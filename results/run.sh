@@ -75,6 +75,30 @@ wide() {      # the other 164 held-out prompts
   done
 }
 
+long() {      # 3,200 sampled answers; and everything at other temperatures
+  for level in 1 2; do
+    python reinforce.py --level $level --eos_penalty 0 --steps 100 --batch 32 --seed 1 --save_every 5 \
+      --rm runs/demo_pairs-reward$level --out runs/level$level-long
+    python results/experiments.py record "level $level, no penalty, 3,200 answers" runs/level$level-long
+  done
+  policies=("l1, no penalty, 3,200 answers=runs/level1-long" "l2, no penalty, 3,200 answers=runs/level2-long")
+  python results/experiments.py cooled 0.7 all runs/long.json "${policies[@]}"
+  python results/experiments.py cooled 0.4 all runs/long.json "${policies[@]}" "l1, coin labels=runs/level1-coin"
+  python results/experiments.py cooled 0.2 all runs/long.json
+  python results/experiments.py cooled 0.4 others runs/wide04.json l1=runs/demo_pairs-level1 l2=runs/demo_pairs-level2
+  for reader in A B; do
+    python results/experiments.py duels runs/long.json $reader "sft at 0.7" "sft at 0.4"
+    python results/experiments.py duels runs/long.json $reader "sft at 0.4" "sft at 0.2"
+    python results/experiments.py duels runs/long.json $reader "sft at 0.4" "l1, coin labels at 0.4"
+    for level in 1 2; do
+      for t in 0.7 0.4; do
+        python results/experiments.py duels runs/long.json $reader "sft at $t" "l$level, no penalty, 3,200 answers at $t"
+      done
+      python results/experiments.py duels runs/wide04.json $reader "sft at 0.4" "l$level at 0.4"
+    done
+  done
+}
+
 gradients() { # products of single answers' gradients, at both ends of the runs of `penalty`
   for level in 1 2; do
     for at in start end; do
