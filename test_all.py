@@ -1094,6 +1094,25 @@ def test_a_blind_sheet_tells_no_sides_and_is_unblinded_right(tmp_path, monkeypat
     assert 15 < places["good"] < 45  # sides are drawn
 
 
+def test_win_rates_are_those_of_sheets_read_by_hand(monkeypatch):
+    def row(prompt, places, answers, finished, first="sft at 0.7"):
+        return {"prompt": prompt, "arms": [first, "l2 at 0.7"], "places": places, "reader": "A",
+                "answers": answers, "finished": finished}
+
+    rows = [row("a", [1, 0], ["so", "so it is"], [True, True]),   # the second arm is preferred
+            row("a", [0, 0], ["so", "so it is"], [True, True]),
+            row("b", [0, 1], ["so it is", "so"], [False, True]),
+            row("a", [0, 1], ["so", "so"], [True, True], "x")]
+    monkeypatch.setattr(tables, "read_lines", lambda path: rows)
+    prompts = tables.duels()["sft", "l2"]
+    assert tables.win_rates(prompts).tolist() == [[0.75, 0.0]]
+    assert [tables.not_shorter(rows[0]), tables.not_shorter(rows[2])] == [True, False]
+    assert [tables.end_alike(rows[0]), tables.end_alike(rows[2])] == [True, False]
+    assert tables.duel_name("sft", "l2") == "l2" and "x" in tables.duel_name("x", "l2")
+    assert tables.duel_name("sft at 0.4", "l2 at 0.4") == "l2 at 0.4"
+    assert tables.duel_name("sft", "sft at 0.4") == "sft at 0.4 against sft"
+
+
 def test_the_bundled_pairs_are_those_that_the_rankings_say():
     rankings = tables.read_lines(tables.RANKINGS)
     made = [row for row, _, _ in experiments.agreed_pairs(rankings)]
