@@ -5,6 +5,7 @@
 Samples, sheets and features go to runs/samples, which is not committed; rankings.jsonl, which holds
 the ranked answers themselves, and runs.jsonl, a line for each result, are.
 """
+import copy
 import gzip
 import json
 import re
@@ -24,8 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from reinforce import (EVAL_STEP, ReinforceConfig, answer_all, judge, next_baseline,  # noqa: E402
-                       pick_logprobs, readout_mean, sample, token_logprobs, uniforms,
-                       usable_prompts)
+                       pick_logprobs, readout_mean, sample, sequence_logprobs, token_logprobs,
+                       uniforms, usable_prompts)
 from results.tables import RANKINGS, RUNS, SHEETS, grouped, read_lines  # noqa: E402
 from reward import (VAL_SHARE, RewardConfig, answer_features, answer_mean,  # noqa: E402
                     encode_pairs, fit_penalised, group_means, hash_words, held_out_loss, load_model,
@@ -467,6 +468,39 @@ def record(name, folder):
                        "run": read_config(folder), "steps": read_lines(folder / "metrics.jsonl")})
 
 
+def checkpoints(name, reward_model, seed, *files):
+    """Held-out answers of the SFT model and of one run's checkpoints, scored by the run's own
+    reward model and by a head fitted to the held-out pairs alone, which shares no label with it ->
+    runs.jsonl: KL, and scores by prompt."""
+    encoded, x, rows = load_features()[1][1:]
+    folds = torch.tensor([e.dialogue % 5 for e in encoded])
+    W, b, _ = fit_penalised(x[:, COLUMNS[20]], rows, prompt_weights(encoded, 0), folds,
+                            RewardConfig(level=1))
+    cfg = ReinforceConfig(device="cpu", seed=seed)
+    setup = start(cfg)
+    end = setup.chat.end
+    prompts, keys = usable_prompts(setup.chat, setup.val, cfg, "evaluation")
+    prompts, keys = prompts[:cfg.eval_prompts], keys[:cfg.eval_prompts]
+    own = load_reward_model(reward_model, setup, "cpu")
+    other = torch.nn.Linear(*W.shape).requires_grad_(False)
+    other.load_state_dict({"weight": W.T, "bias": b})
+    other.layer, other.trunk = own.layer, own.trunk
+    policy = copy.deepcopy(setup.sft)
+    for file in ("", *files):
+        step = 0
+        if file:
+            saved = torch.load(file, weights_only=True)
+            policy.load_state_dict(saved["policy"])
+            step = len(saved["state"]["log"])
+        y = answer_all(policy, prompts, keys, cfg.seed, EVAL_STEP, cfg, end)
+        outputs, ref_logp = judge(own, setup.sft, prompts, y, cfg)
+        scores = {"own": expected(outputs),
+                  "other": expected(judge(other, setup.sft, prompts, y, cfg)[0])}
+        kl = (sequence_logprobs(policy, prompts, y, cfg) - ref_logp).mean().item()
+        append_line(RUNS, {"kind": "checkpoint", "name": name, "step": step, "kl": kl} | {
+            judged: [round(v, 3) for v in score.tolist()] for judged, score in scores.items()})
+
+
 # ----- how noisy a gradient is, by baseline -----
 
 def sketch(tensors, width=2**20):
@@ -527,7 +561,8 @@ COMMANDS = {
     "samples": make_samples, "sheets": make_sheets, "duels": make_duels, "collect": collect,
     "cooled": cooled, "aligned_sheets": make_aligned, "bundle": bundle, "heads": heads,
     "controls": controls, "aligned": aligned, "written": written, "record": record,
-    "untrained_arms": untrained_arms, "coin_head": coin_head, "variance": variance}
+    "checkpoints": checkpoints, "untrained_arms": untrained_arms, "coin_head": coin_head,
+    "variance": variance}
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
