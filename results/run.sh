@@ -75,11 +75,22 @@ wide() {      # the other 164 held-out prompts
   done
 }
 
+keep() {      # hard links of a run's checkpoints, every ten steps
+  while sleep 20; do
+    n=$(cat $1/metrics.jsonl 2> /dev/null | wc -l)
+    if [ $n -gt 0 ] && [ $((n % 10)) = 0 ] && [ ! -f $1-$n.pt ]; then sleep 15; ln $1/checkpoint.pt $1-$n.pt; fi
+  done
+}
+
 long() {      # 3,200 sampled answers; and everything at other temperatures
   for level in 1 2; do
+    keep runs/level$level-long &
     python reinforce.py --level $level --eos_penalty 0 --steps 100 --batch 32 --seed 1 --save_every 5 \
       --rm runs/demo_pairs-reward$level --out runs/level$level-long
+    kill %%
     python results/experiments.py record "level $level, no penalty, 3,200 answers" runs/level$level-long
+    python results/experiments.py checkpoints "level $level, no penalty, 3,200 answers" runs/demo_pairs-reward$level 1 \
+      $(ls -v runs/level$level-long-*.pt)
   done
   policies=("l1, no penalty, 3,200 answers=runs/level1-long" "l2, no penalty, 3,200 answers=runs/level2-long")
   python results/experiments.py cooled 0.7 all runs/long.json "${policies[@]}"

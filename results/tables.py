@@ -413,6 +413,42 @@ def draw_readers(path):
     figure.savefig(path, dpi=100)
 
 
+def checkpoint_gains():
+    """(run, step, KL, gain by its own reward model, gain by an independent one) of checkpoints:
+    paired differences to the SFT model, (1, N), in SFT spreads."""
+    for name, lines in grouped(lines_of("checkpoint"), "name").items():
+        sft = lines[0]
+        for line in lines[1:]:
+            gains = [(np.array([line[judge]]) - sft[judge]) / np.std(sft[judge], ddof=1)
+                     for judge in ("own", "other")]
+            yield name, line["step"], line["kl"], *gains
+
+
+def checkpoints_table():
+    """Held-out gain and KL in the course of runs."""
+    rows = [[name, step, f"{kl:.2f}", cell(own, "+"), cell(other, "+")]
+            for name, step, kl, own, other in checkpoint_gains()]
+    return markdown(["run", "step", "KL", "by its reward model", "by the independent head"], rows)
+
+
+def draw_checkpoints(path):
+    """Held-out gain against the root of KL, in the course of runs, by two judges."""
+    runs = grouped([{"name": line[0], "line": line[2:]} for line in checkpoint_gains()], "name")
+    figure = Figure(figsize=(10, 3.5), layout="constrained")
+    axes = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
+    for axis, (name, points) in zip(axes, runs.items()):
+        points = sorted((point["line"] for point in points), key=itemgetter(0))
+        root = np.sqrt([kl for kl, _, _ in points])
+        for i, judge in ((1, "its reward model"), (2, "a head fitted to other pairs")):
+            low, high = np.array([interval(point[i]) for point in points]).T
+            axis.errorbar(root, [point[i].mean() for point in points], (high - low) / 2, fmt="o",
+                          label=f"by {judge}")
+        axis.set(xlabel="root of KL to the SFT model, nats", title=name)
+    axes[0].set(ylabel="held-out gain, SFT spreads")
+    axes[0].legend(loc="upper left")
+    figure.savefig(path, dpi=100)
+
+
 def aligned_table():
     """Reward models on pairs of an aligned policy's own samples that both readers order alike."""
     rows = [[line["name"], line["policy"], line["pairs"], cell([[*line["accuracy"].values()]])]
@@ -490,7 +526,7 @@ def noise_table():
 
 
 TABLES = {"policies": policies_table, "sheets": sheets_table, "contrasts": contrasts_table,
-          "parts": parts_table, "samples": samples_table,
+          "parts": parts_table, "samples": samples_table, "checkpoints": checkpoints_table,
           "aligned": aligned_table, "rewards": partial(reward_table, OTHERS),
           "short_rewards": partial(reward_table, CHIEF, SHORT), "gains": gains_table,
           "features": features_table, "readers": readers_table, "noise": noise_table,
@@ -511,6 +547,7 @@ def main():
     draw_readers(HERE / "readers.png")
     draw_learning(HERE / "learning.png")
     draw_frontier(HERE / "frontier.png")
+    draw_checkpoints(HERE / "checkpoints.png")
 
 
 if __name__ == "__main__":
