@@ -482,9 +482,9 @@ def checkpoints(name, reward_model, seed, *files):
     prompts, keys = usable_prompts(setup.chat, setup.val, cfg, "evaluation")
     prompts, keys = prompts[:cfg.eval_prompts], keys[:cfg.eval_prompts]
     own = load_reward_model(reward_model, setup, "cpu")
-    other = torch.nn.Linear(*W.shape).requires_grad_(False)
-    other.load_state_dict({"weight": W.T, "bias": b})
-    other.layer, other.trunk = own.layer, own.trunk
+    both = torch.nn.Linear(len(W), own.out_features + 1).requires_grad_(False)  # in one pass
+    both.load_state_dict({"weight": torch.cat([own.weight, W.T]), "bias": torch.cat([own.bias, b])})
+    both.layer, both.trunk = own.layer, own.trunk
     policy = copy.deepcopy(setup.sft)
     for file in ("", *files):
         step = 0
@@ -493,9 +493,8 @@ def checkpoints(name, reward_model, seed, *files):
             policy.load_state_dict(saved["policy"])
             step = len(saved["state"]["log"])
         y = answer_all(policy, prompts, keys, cfg.seed, EVAL_STEP, cfg, end)
-        outputs, ref_logp = judge(own, setup.sft, prompts, y, cfg)
-        scores = {"own": expected(outputs),
-                  "other": expected(judge(other, setup.sft, prompts, y, cfg)[0])}
+        outputs, ref_logp = judge(both, setup.sft, prompts, y, cfg)
+        scores = {"own": expected(outputs[:, :-1]), "other": outputs[:, -1]}
         kl = (sequence_logprobs(policy, prompts, y, cfg) - ref_logp).mean().item()
         append_line(RUNS, {"kind": "checkpoint", "name": name, "step": step, "kl": kl} | {
             judged: [round(v, 3) for v in score.tolist()] for judged, score in scores.items()})
