@@ -306,7 +306,8 @@ def duels():
     rows = {}
     for row in read_lines(SHEETS):
         if len(row["arms"]) == 2:
-            arms = tuple(arm.removesuffix(" at 0.7") for arm in row["arms"])
+            arms = [arm.removesuffix(" at 0.7") for arm in row["arms"]]
+            arms = tuple(arm.replace(", no penalty, 3,200 answers", ", long") for arm in arms)
             rows.setdefault(arms, {}).setdefault(row["prompt"], []).append(row)
     return rows
 
@@ -337,35 +338,49 @@ def end_alike(row):
     return len(set(row["finished"])) == 1
 
 
-def sheets_table():
+CONDITIONS_OF_READING = {"where its answer is not shorter": not_shorter,
+                         "where both or neither ends": end_alike}
+
+
+def sheets_table(*columns):
     """Blind readers: how often the answer of an arm is preferred to that of another one: to all
     prompts, and to those where length or end cannot have decided in its favour."""
     rows = []
     for (first, second), prompts in duels().items():
         cells = []
-        for condition in (not_shorter, end_alike):
+        for column in columns:
+            condition = CONDITIONS_OF_READING[column]
             part = {p: verdicts for p, verdicts in prompts.items() if condition(verdicts[0])}
             cells.append(f"{cell(win_rates(part))} ({len(part)})" if len(part) > 9 else "")
-        readers = zip(*([*map(preferred, verdicts)] for verdicts in prompts.values()))
         rows.append([duel_name(first, second), f"{cell(win_rates(prompts))} ({len(prompts)})",
-                     *cells, f"{kappa(*readers):.2f}"])
-    return markdown(["policy", "win rate (prompts)", "where its answer is not shorter",
-                     "where both or neither ends", "kappa"], rows)
+                     *cells])
+    return markdown(["policy", "win rate (prompts)", *columns], rows)
 
 
-def samples_table(count=6, length=170):
+def samples_table(count=6, length=120):
     """The first answers, never chosen, to their first characters, and which one readers prefer."""
     rows = []
-    for prompt, verdicts in [*duels()["sft", "l2"].items()][:count]:
+    for prompt, verdicts in [*duels()["sft", "l2, long"].items()][:count]:
         answers = []
         for text, ends in zip(verdicts[0]["answers"], verdicts[0]["finished"]):
             shown = text[:length] + ("" if len(text) <= length else "…")
             for old, new in (("\n", "↵"), ("|", "\\|"), ("<", "&lt;"), ("```", "'''")):
                 shown = shown.replace(old, new)
             answers.append(shown + ("" if ends else " [CUT]"))
-        liked = [{1: "level 2", 0: "neither", -1: "SFT"}[preferred(row)] for row in verdicts]
+        liked = [{1: "aligned", 0: "neither", -1: "SFT"}[preferred(row)] for row in verdicts]
         rows.append([prompt, *answers, ", ".join(dict.fromkeys(liked))])
-    return markdown(["request", "SFT model", "level 2", "preferred"], rows)
+    return markdown(["request", "SFT model", "level 2, long", "preferred"], rows)
+
+
+def agreement_table():
+    """How two readers of the same sheets of two arms agree."""
+    rows = []
+    for arms, prompts in duels().items():
+        first, second = zip(*([*map(preferred, verdicts)] for verdicts in prompts.values()))
+        counts = [Counter(verdicts) for verdicts in (first, second)]
+        rows.append([duel_name(*arms), *(f"{c[1]}, {c[0]}, {c[-1]}" for c in counts),
+                     f"{kappa(first, second):.2f}"])
+    return markdown(["policy", "wins, ties, losses by reader A", "by reader B", "kappa"], rows)
 
 
 def parts_table():
@@ -383,18 +398,20 @@ def parts_table():
 
 
 def contrasts_table():
-    """Win rates against the SFT model, minus that of a control, paired by prompt."""
-    control = "l1, coin labels"
-    rates = {second: dict(zip(prompts, win_rates(prompts)[0]))
-             for (first, second), prompts in duels().items() if first == "sft"}
-    of_control = rates.pop(control)
+    """Win rates against the SFT model, minus those of a control at the same temperature, paired by
+    prompt."""
     differences = {}  # {arm: (1, N)}
-    for arm, wins in rates.items():
-        differences[arm] = [[wins[p] - of_control[p] for p in wins if p in of_control]]
+    for temperature in ("", " at 0.4"):
+        rates = {second: dict(zip(prompts, win_rates(prompts)[0]))
+                 for (first, second), prompts in duels().items() if first == "sft" + temperature}
+        control = rates.pop("l1, coin labels" + temperature)
+        for arm, wins in rates.items():
+            name = duel_name("sft" + temperature, arm)
+            differences[name] = [[wins[p] - control[p] for p in wins if p in control]]
     corrected = holm([p_value(d) for d in differences.values()])
     rows = [[arm, len(d[0]), cell(d, "+"), f"{p:.3f}"]
             for (arm, d), p in zip(differences.items(), corrected)]
-    return markdown(["policy", "prompts", f"win rate minus that of {control}", "p (Holm)"], rows)
+    return markdown(["policy", "prompts", "win rate minus that of coin labels", "p (Holm)"], rows)
 
 
 def draw_readers(path):
@@ -409,7 +426,7 @@ def draw_readers(path):
     axis.plot([r.mean() for r in rates], places, "o", color="tab:blue")
     axis.axvline(0.5, color="0.7", linestyle=":")
     axis.set_yticks(places, [f"{arm} ({len(prompts)})" for arm, prompts in arms])
-    axis.set(xlabel="win rate by blind readers, against the SFT model where nothing else is said")
+    axis.set(xlabel="win rate by blind readers, against the SFT model")
     figure.savefig(path, dpi=100)
 
 
@@ -525,8 +542,10 @@ def noise_table():
     return markdown(["score", "compared with", *CONDITIONS], rows)
 
 
-TABLES = {"policies": policies_table, "sheets": sheets_table, "contrasts": contrasts_table,
-          "parts": parts_table, "samples": samples_table, "checkpoints": checkpoints_table,
+TABLES = {"policies": policies_table, "sheets": partial(sheets_table, *CONDITIONS_OF_READING),
+          "short_sheets": partial(sheets_table, "where both or neither ends"),
+          "contrasts": contrasts_table, "parts": parts_table, "agreement": agreement_table,
+          "samples": samples_table, "checkpoints": checkpoints_table,
           "aligned": aligned_table, "rewards": partial(reward_table, OTHERS),
           "short_rewards": partial(reward_table, CHIEF, SHORT), "gains": gains_table,
           "features": features_table, "readers": readers_table, "noise": noise_table,
