@@ -414,6 +414,17 @@ def contrasts_table():
     return markdown(["policy", "prompts", "win rate minus that of coin labels", "p (Holm)"], rows)
 
 
+ARMS = (("l1, long", "l1, no penalty"), ("l2, long", "l2, no penalty"), ("l2, long", "l1, long"),
+        ("l2, long at 0.4", "l1, long at 0.4"), ("l2", "l1"), ("l2", "l2, no penalty"))
+
+
+def arms_table():
+    """Win rates against the SFT model, two arms compared, paired by prompt (all in one order)."""
+    rates = {duel_name(*arms): win_rates(prompts) for arms, prompts in duels().items()}
+    rows = [[f"{one} minus {other}", cell(rates[one] - rates[other], "+")] for one, other in ARMS]
+    return markdown(["policies", "difference of win rates"], rows)
+
+
 def draw_readers(path):
     """Win rates by blind readers."""
     arms = [(duel_name(*arms), prompts) for arms, prompts in duels().items()]
@@ -545,7 +556,7 @@ def noise_table():
 TABLES = {"policies": policies_table, "sheets": partial(sheets_table, *CONDITIONS_OF_READING),
           "short_sheets": partial(sheets_table, "where both or neither ends"),
           "contrasts": contrasts_table, "parts": parts_table, "agreement": agreement_table,
-          "samples": samples_table, "checkpoints": checkpoints_table,
+          "arms": arms_table, "samples": samples_table, "checkpoints": checkpoints_table,
           "aligned": aligned_table, "rewards": partial(reward_table, OTHERS),
           "short_rewards": partial(reward_table, CHIEF, SHORT), "gains": gains_table,
           "features": features_table, "readers": readers_table, "noise": noise_table,
