@@ -469,8 +469,9 @@ def draw_checkpoints(path):
         root = np.sqrt([kl for kl, _, _ in points])
         for i, judge in ((1, "its reward model"), (2, "a head fitted to other pairs")):
             low, high = np.array([interval(point[i]) for point in points]).T
-            axis.errorbar(root, [point[i].mean() for point in points], (high - low) / 2, fmt="o",
-                          label=f"by {judge}")
+            axis.errorbar(root + 0.01 * i, [point[i].mean() for point in points], (high - low) / 2,
+                          fmt="o", label=f"by {judge}")
+        axis.plot(0, 0, "ok")
         axis.set(xlabel="root of KL to the SFT model, nats", title=name)
     axes[0].set(ylabel="held-out gain, SFT spreads")
     axes[0].legend(loc="upper left")
