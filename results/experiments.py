@@ -27,7 +27,8 @@ sys.path.insert(0, str(ROOT))
 from reinforce import (EVAL_STEP, ReinforceConfig, answer_all, judge, next_baseline,  # noqa: E402
                        pick_logprobs, readout_mean, sample, sequence_logprobs, token_logprobs,
                        uniforms, usable_prompts)
-from results.tables import RANKINGS, RUNS, SHEETS, grouped, read_lines  # noqa: E402
+from results.tables import (RANKINGS, RUNS, SHEETS, grouped, open_lines,  # noqa: E402
+                            read_lines)
 from reward import (VAL_SHARE, RewardConfig, answer_features, answer_mean,  # noqa: E402
                     encode_pairs, fit_penalised, group_means, hash_words, held_out_loss, load_model,
                     load_reward_model, over_answers, pad_batch, prompt_weights, read_config, start,
@@ -45,9 +46,14 @@ DOUBLE = 150              # held-out prompts that two readers rank: those with t
 PROMPTS = 64              # held-out prompts of every sheet of policies
 
 
+def append_lines(path, records):
+    with open_lines(path, "a") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
 def append_line(path, record):
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    append_lines(path, [record])
 
 
 def all_prompts():
@@ -216,8 +222,9 @@ def read_ranking(line, answers=4):
 
 
 def collect():
-    """Sheets with a .ranked file (lines `17: B>A=D>C`) -> rankings.jsonl; of duels sheets.jsonl."""
-    known = {path: read_lines(path) for path in (SHEETS, RANKINGS)}
+    """Sheets with a .ranked file (lines `17: B>A=D>C`) -> rankings.jsonl; of duels SHEETS."""
+    new = {SHEETS: [], RANKINGS: []}
+    known = {path: read_lines(path) for path in new}
     for path in sorted(WORK.glob("*.ranked")):
         key = json.loads(path.with_suffix(".key.json").read_text(encoding="utf-8"))
         for number, line in re.findall(r"^(\d+): *(\S+)$", path.read_text(), re.M):
@@ -227,7 +234,9 @@ def collect():
             row["places"] = [places[LETTERS[order.index(j)]] for j in range(len(order))]
             target = SHEETS if "arms" in row else RANKINGS
             if row not in known[target]:
-                append_line(target, row)
+                new[target].append(row)
+    for path, rows in new.items():
+        append_lines(path, rows)
 
 
 def agreed_pairs(rankings):

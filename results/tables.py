@@ -4,6 +4,7 @@
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`.
 """
+import gzip
 import json
 import math
 import re
@@ -18,16 +19,21 @@ from matplotlib.figure import Figure
 HERE = Path(__file__).resolve().parent
 RUNS = HERE / "runs.jsonl"
 RANKINGS = HERE / "rankings.jsonl"
-SHEETS = HERE / "sheets.jsonl"
+SHEETS = HERE / "sheets.jsonl.gz"
 PAGES = ("README.md", "REPORT.md", "data/README.md", "results/TABLES.md")
 ANGLE = np.linspace(-math.pi / 2, math.pi / 2, 20_001)
+
+
+def open_lines(path, mode):
+    """A .jsonl file, or a .jsonl.gz one."""
+    return (gzip.open if path.suffix == ".gz" else open)(path, mode + "t", encoding="utf-8")
 
 
 def read_lines(path):
     """The records of a .jsonl file; none if it is not there yet."""
     if not path.exists():
         return []
-    with open(path, encoding="utf-8") as file:  # not splitlines: answers may hold U+2028
+    with open_lines(path, "r") as file:  # not splitlines: answers may hold U+2028
         return [json.loads(line) for line in file]
 
 
