@@ -645,6 +645,14 @@ def test_what_is_left_aside_is_counted_and_the_range_of_ratings_is_printed(capsy
         assert said in printed
 
 
+def test_the_hubs_own_data_has_a_split_of_its_own_unless_one_is_named(monkeypatch):
+    splits = []
+    monkeypatch.setattr(reward, "read_rows", lambda name, split: splits.append(split) or TOY)
+    for name, split in ((reward.HUB_DATA, "train"), (reward.HUB_DATA, "test"), ("mine", "train")):
+        reward.read_pairs([name], split)
+    assert splits == [reward.HUB_SPLIT, "test", "train"]
+
+
 def test_kinds_of_files_orders_and_copies_give_one_digest_and_the_same_disjoint_parts(tmp_path):
     rows = TOY + [row | {"prompt": f"\n\nHuman: {row['prompt']}\n\nAssistant: {row['chosen']}"
                                    "\n\nHuman: ok?"} for row in TOY]  # goes with its first turn
@@ -760,8 +768,8 @@ def test_a_template_that_writes_the_date_writes_the_same_tomorrow(monkeypatch):
 
 def test_an_end_stands_where_both_fit_and_are_finished_and_one_in_the_text_is_off(capsys):
     row = {"prompt": "p", "chosen": "good, it is<|im_end|>", "rejected": "bad"}
-    for max_len in range(20, 40):  # room for 1 to 20 tokens, the longer answer has 9
-        finished = [max_len % 5 > 0, max_len % 3 > 0]
+    # room for 1 to 20 tokens, the longer answer has 9
+    for max_len, *finished in itertools.product(range(20, 40), (True, False), (True, False)):
         said = [str(x) if max_len % 2 else x for x in finished]  # as CSV and as JSON have it
         (encoded,), chat = encode(row | {"chosen_finished": said[0], "rejected_finished": said[1]},
                                   max_len=max_len)
@@ -807,6 +815,9 @@ def test_a_model_whose_padded_passes_are_not_its_plain_ones_is_refused():
 
 
 def test_a_run_folder_is_known_by_what_the_run_depends_on_not_by_spellings(tmp_path):
+    norms = [torch.nn.BatchNorm1d(2) for _ in range(2)]
+    norms[1].num_batches_tracked += 1  # a scalar among the weights
+    assert reward.digest_of(norms[0]) != reward.digest_of(norms[1])
     chats = [chat_of(make_tokenizer()), chat_of(make_tokenizer(PLAIN))]
     first = identity(chats[0], make_model(), "d")
     run, here = tmp_path / "run", vars(config(sft="sft", data=["a.jsonl"]))
