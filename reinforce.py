@@ -276,7 +276,7 @@ class State:
     unit: float                      # spread of the SFT model's scores
     sft_distribution: torch.Tensor   # (K,) mean score distribution of the SFT model's answers
     baseline: float                  # of rewards; from SFT samples, so that step 0 has one
-    past_distribution: torch.Tensor  # (K,) moving average of such distributions: for `win`
+    past_distribution: torch.Tensor  # (K,) moving average of the policy's: for `win`
     log: list                        # metrics of the updates done
 
 
@@ -326,10 +326,10 @@ def train_policy(policy, optimizer, sft, rm, prompts, keys, state, chat, cfg, do
         state.past_distribution = (cfg.decay * state.past_distribution
                                    + (1 - cfg.decay) * distribution)
 
-        # one line and, every ten steps, one answer
+        # one line and, every ten steps, one answer. R - b has the spread of R: b is one number
         metrics = {"step": step + 1, "score": m["score"], "reward": m["reward"], "kl": m["kl"],
                    "baseline": b, "entropy": -m["logp"] / m["length"],  # an estimate
-                   "advantage_sd": math.sqrt(max(0.0, m["square"] - m["reward"] ** 2)),  # b is one
+                   "advantage_sd": math.sqrt(max(0.0, m["square"] - m["reward"] ** 2)),
                    "length": m["length"], "ended": m["ended"], "grad_norm": norm,
                    "seconds": time.perf_counter() - began}
         shown = ("score", "reward", "kl", "length", "ended", "seconds")
@@ -365,7 +365,7 @@ def load_checkpoint(path, policy, optimizer):
 # ----- before and after training -----
 
 # what `uniforms` gets in place of a training step
-CALIBRATION_STEP = 2**31  # and the next
+CALIBRATION_STEP = 2**31  # and 2**31 + 1, for the second answers
 EVAL_STEP = 2**31 + 2
 
 

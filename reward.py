@@ -198,7 +198,8 @@ def arithmetic(cfg, precision=None):
     without it. Weights stay float32.
 
     In cfg.precision: gradients, the scores of training, features to fit a head to, and, by a copy
-    of the weights, sampling. In float32: all that is reported. A trained trunk on CUDA: fp16."""
+    of the weights, sampling. In float32: validation, verdict, eval.py. In fp16: on CUDA, training
+    of a trunk."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision or cfg.precision)
     return torch.autocast(torch.device(cfg.device).type, dtype, enabled=dtype is not None)
 
@@ -246,9 +247,9 @@ def answer_features(sft, prompt, answers, layer):
     cache = DynamicCache(config=sft.config)
     config = sft.base_model.config.get_text_config()
     layers = config.num_hidden_layers
-    # for the moment the model has layer + 1 layers: states[layer] is what comes out of so many, and
-    # one more is run, if there is one, because the last state has gone through the final norm.
-    # Models that do not heed this number run all their layers, with the same result
+    # for the moment the model has layer + 1 layers: states[layer] is what comes out of the first
+    # `layer` of them, and the last state, after the final norm, is never used (but for models
+    # without a further layer). Models that do not heed this number run all layers: the same result
     config.num_hidden_layers = min(layer + 1, layers)
     sft.base_model(torch.tensor([prompt], device=sft.device), past_key_values=cache)
     cache.batch_repeat_interleave(len(answers))
@@ -457,7 +458,7 @@ def validate(logits_w, logits_l, encoded, cfg):
 
 def load_reward_model(folder, setup, device):
     """The finished reward model in FOLDER: a linear map of features, or a whole model. `setup`,
-    here and below: data, SFT model and chat template of this command, from start()."""
+    here and below: what start() returns, data, SFT model and chat template of this command."""
     folder = Path(folder)
     made = read_config(folder, setup.contents)
     if not (folder / "metrics.json").exists():
@@ -679,6 +680,7 @@ def read_pairs(names, split):
     uses = Counter()  # of rows
     columns = set()
     for name in names:
+        # the default data set has no split of the default name
         own_split = HUB_SPLIT if (name, split) == (HUB_DATA, "train") else split
         for number, row in enumerate(read_rows(name, own_split), 1):
             where = f"{name}, row {number}"
@@ -705,10 +707,10 @@ def read_pairs(names, split):
 
 def load_pairs(cfg):
     """(training pairs, validation pairs, name, digest): disjoint by dialogue, in pseudo-random
-    order; the digest is of their content, wherever it lies."""
+    order of the dialogues; the digest is of their content, wherever it lies."""
     names = cfg.data or ([HUB_DATA] if hub_folder(HUB_DATA, "dataset") else BUNDLED_DATA)
     pairs = read_pairs(names, cfg.split)
-    shuffled = sorted(pairs.values(), key=lambda p: (p.key, p.chosen, p.rejected))
+    shuffled = sorted(pairs.values(), key=lambda p: (p.dialogue, p.key, p.chosen, p.rejected))
     train = [p for p in shuffled if p.dialogue >= VAL_SHARE * 2**32]
     val = [p for p in shuffled if p.dialogue < VAL_SHARE * 2**32]
     if not train or not val:
@@ -922,7 +924,8 @@ def write_whole(path, text):
         os.replace(aside, path)
 
 
-# sft, data with split, and rm are compared by digest; the others change rounding at most
+# sft, data with split, and rm are compared by digest; out, device and micro_batch change rounding
+# at most
 NOT_COMPARED = ("sft", "data", "split", "rm", "out", "device", "micro_batch")
 
 
@@ -1029,7 +1032,7 @@ def run_cli(main, settings, doc):
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from what is saved", file=sys.stderr)
+        print("stopped; the same command goes on from the last checkpoint, if any", file=sys.stderr)
         sys.exit(130)
 
 

@@ -665,6 +665,8 @@ def test_kinds_of_files_orders_and_copies_give_one_digest_and_the_same_disjoint_
     assert len({digest for *_, digest in loaded}) == 1 and load(rows[1:])[3] != loaded[0][3]
     for parts in zip(*(sides[:2] for sides in loaded)):
         assert len({str([replace(p, where="") for p in part]) for part in parts}) == 1
+    for part in loaded[0][:2]:  # the first of a part are of all kinds
+        assert {len(p.messages) for p in part[:4]} == {1, 3}
     first = [{p.messages[0]["content"] for p in part} for part in loaded[0][:2]]
     assert not first[0] & first[1] and len(first[0] | first[1]) == len(TOY)
 
