@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import reinforce  # noqa: E402
 from reinforce import (EVAL_STEP, ReinforceConfig, answer_all, judge, next_baseline,  # noqa: E402
                        pick_logprobs, readout_mean, sample, sequence_logprobs, token_logprobs,
                        uniforms, usable_prompts)
@@ -469,6 +470,13 @@ def written(folder):
     judge_pairs("written", Path(folder).name, folder, setup, pairs)
 
 
+def validated(name, folder):
+    """A reward model's own validation, on other data than ours, as a line of runs.jsonl."""
+    metrics = json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8"))
+    level = read_config(folder)["level"]
+    append_line(RUNS, {"kind": "validated", "name": name, "level": level} | metrics)
+
+
 def record(name, folder):
     """A finished run of reinforce.py as a line of runs.jsonl."""
     folder = Path(folder)
@@ -477,36 +485,81 @@ def record(name, folder):
                        "run": read_config(folder), "steps": read_lines(folder / "metrics.jsonl")})
 
 
-def checkpoints(name, reward_model, seed, *files):
-    """Held-out answers of the SFT model and of one run's checkpoints, scored by the run's own
-    reward model and by a head fitted to the held-out pairs alone, which shares no label with it ->
-    runs.jsonl: KL, and scores by prompt."""
+def two_judges(reward_model, seed):
+    """(setup, a function): policy -> its KL, and scores of its held-out answers by the reward model
+    of training ("own") and by a head fitted to the held-out pairs alone, which shares no label with
+    it ("other")."""
     encoded, x, rows = load_features()[1][1:]
     folds = torch.tensor([e.dialogue % 5 for e in encoded])
     W, b, _ = fit_penalised(x[:, COLUMNS[20]], rows, prompt_weights(encoded, 0), folds,
                             RewardConfig(level=1))
     cfg = ReinforceConfig(device="cpu", seed=seed)
     setup = start(cfg)
-    end = setup.chat.end
     prompts, keys = usable_prompts(setup.chat, setup.val, cfg, "evaluation")
     prompts, keys = prompts[:cfg.eval_prompts], keys[:cfg.eval_prompts]
     own = load_reward_model(reward_model, setup, "cpu")
     both = torch.nn.Linear(len(W), own.out_features + 1).requires_grad_(False)  # in one pass
     both.load_state_dict({"weight": torch.cat([own.weight, W.T]), "bias": torch.cat([own.bias, b])})
     both.layer, both.trunk = own.layer, own.trunk
-    policy = copy.deepcopy(setup.sft)
-    for file in ("", *files):
-        step = 0
-        if file:
-            saved = torch.load(file, weights_only=True)
-            policy.load_state_dict(saved["policy"])
-            step = len(saved["state"]["log"])
-        y = answer_all(policy, prompts, keys, cfg.seed, EVAL_STEP, cfg, end)
+
+    def judged(policy):
+        y = answer_all(policy, prompts, keys, seed, EVAL_STEP, cfg, setup.chat.end)
         outputs, ref_logp = judge(both, setup.sft, prompts, y, cfg)
         scores = {"own": expected(outputs[:, :-1]), "other": outputs[:, -1]}
         kl = (sequence_logprobs(policy, prompts, y, cfg) - ref_logp).mean().item()
-        append_line(RUNS, {"kind": "checkpoint", "name": name, "step": step, "kl": kl} | {
-            judged: [round(v, 3) for v in score.tolist()] for judged, score in scores.items()})
+        return {"kl": kl} | {name: [round(v, 3) for v in score.tolist()]
+                             for name, score in scores.items()}
+
+    return setup, judged
+
+
+def checkpoints(name, reward_model, seed, *files):
+    """The SFT model and one run's checkpoints, by two judges -> runs.jsonl."""
+    setup, judged = two_judges(reward_model, seed)
+    append_line(RUNS, {"kind": "checkpoint", "name": name, "step": 0} | judged(setup.sft))
+    policy = copy.deepcopy(setup.sft)
+    for file in files:
+        saved = torch.load(file, weights_only=True)
+        policy.load_state_dict(saved["policy"])
+        step = len(saved["state"]["log"])
+        append_line(RUNS, {"kind": "checkpoint", "name": name, "step": step} | judged(policy))
+
+
+def doubled(name, reward_model, seed, out, *files):
+    """The mean of some checkpoints' weights, and weights twice as far from the SFT model, by the
+    same judges -> runs.jsonl; the latter to OUT/model."""
+    setup, judged = two_judges(reward_model, seed)
+    saved = [torch.load(file, weights_only=True, mmap=True)["policy"] for file in files]
+    policy = copy.deepcopy(setup.sft)
+    for factor, step in ((1, "mean of the last half"), (2, "twice as far")):
+        with torch.no_grad():
+            for part, weight in policy.state_dict().items():
+                mean = (sum(weights[part].double() for weights in saved) / len(saved)).float()
+                sft = setup.sft.state_dict()[part]
+                weight.copy_(sft + factor * (mean - sft))
+        append_line(RUNS, {"kind": "checkpoint", "name": name, "step": step} | judged(policy))
+    policy.save_pretrained(Path(out) / "model")
+
+
+def pure_noise(level, reward_model, out):
+    """A run (default settings, without the penalty for not ending) whose rewards in training are
+    drawn, whatever the answer -> runs.jsonl: how far noise alone moves a policy."""
+    cfg = ReinforceConfig(level=level, rm=reward_model, out=out, eos_penalty=0.0, seed=7)
+    cfg = replace(cfg, save_every=cfg.steps)  # it starts again if it is stopped: calls are counted
+    read_scores = reinforce.read_scores
+    spreads = []  # one a call: calibration, the steps, then the verdict
+
+    def drawn(logits, past, cfg):
+        scores = read_scores(logits, past, cfg)
+        if 1 <= len(spreads) <= cfg.steps:
+            rng = np.random.default_rng([cfg.seed, len(spreads) - 1, 99])
+            scores = torch.from_numpy(rng.normal(0, spreads[0], len(logits)).astype(np.float32))
+        spreads.append(scores.std().item())
+        return scores
+
+    reinforce.read_scores = drawn
+    reinforce.main(cfg)
+    record(f"level {level}, drawn rewards", out)
 
 
 # ----- how noisy a gradient is, by baseline -----
@@ -569,8 +622,9 @@ COMMANDS = {
     "samples": make_samples, "sheets": make_sheets, "duels": make_duels, "collect": collect,
     "cooled": cooled, "aligned_sheets": make_aligned, "bundle": bundle, "heads": heads,
     "controls": controls, "aligned": aligned, "written": written, "record": record,
+    "validated": validated,
     "checkpoints": checkpoints, "untrained_arms": untrained_arms, "coin_head": coin_head,
-    "variance": variance}
+    "doubled": doubled, "pure_noise": pure_noise, "variance": variance}
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]

@@ -90,11 +90,14 @@ long() {      # 3,200 sampled answers; and everything at other temperatures
     kill %%
     python results/experiments.py record "level $level, no penalty, 3,200 answers" runs/level$level-long
     python results/experiments.py checkpoints "level $level, no penalty, 3,200 answers" runs/demo_pairs-reward$level 1 \
-      $(ls -v runs/level$level-long-*.pt)
+      runs/level$level-long-{20,40,60,80,100}.pt
+    python results/experiments.py doubled "level $level, no penalty, 3,200 answers" runs/demo_pairs-reward$level 1 \
+      runs/level$level-doubled runs/level$level-long-{50,60,70,80,90,100}.pt
   done
   policies=("l1, no penalty, 3,200 answers=runs/level1-long" "l2, no penalty, 3,200 answers=runs/level2-long")
   python results/experiments.py cooled 0.7 all runs/long.json "${policies[@]}"
-  python results/experiments.py cooled 0.4 all runs/long.json "${policies[@]}" "l1, coin labels=runs/level1-coin"
+  python results/experiments.py cooled 0.4 all runs/long.json "${policies[@]}" "l1, coin labels=runs/level1-coin" \
+    "l1, doubled=runs/level1-doubled" "l2, doubled=runs/level2-doubled"
   python results/experiments.py cooled 0.2 all runs/long.json
   python results/experiments.py cooled 0.4 others runs/wide04.json l1=runs/demo_pairs-level1 l2=runs/demo_pairs-level2
   for reader in A B; do
@@ -105,8 +108,20 @@ long() {      # 3,200 sampled answers; and everything at other temperatures
       for t in 0.7 0.4; do
         python results/experiments.py duels runs/long.json $reader "sft at $t" "l$level, no penalty, 3,200 answers at $t"
       done
+      python results/experiments.py duels runs/long.json $reader "sft at 0.4" "l$level, doubled at 0.4"
       python results/experiments.py duels runs/wide04.json $reader "sft at 0.4" "l$level at 0.4"
     done
+  done
+}
+
+drawn() {     # a run whose rewards are drawn
+  python results/experiments.py pure_noise 1 runs/demo_pairs-reward1 runs/level1-noise
+}
+
+human() {     # human pairs: `human NAME FILE` for each file of preference pairs
+  for level in 1 2; do
+    python reward.py --level $level --data $2 --max_len 1024 --rm runs/human-$1-reward$level
+    python results/experiments.py validated $1 runs/human-$1-reward$level
   done
 }
 

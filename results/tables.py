@@ -253,7 +253,7 @@ def draw_learning(path):
 def draw_frontier(path):
     """Score against KL by the reward model of training: best weights on a pool of samples, best of
     n, and runs of reinforce.py (means over ten steps, above the held-out SFT mean; verdict)."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for line in lines_of("frontier"):
         axis = axes[line["level"] - 1]
@@ -264,6 +264,8 @@ def draw_frontier(path):
             axis.plot(*place, "s", color="0.2")
             axis.annotate(f"best of {n}", place, xytext=(6, -10), textcoords="offset points")
     for run in lines_of("policy"):
+        if run["run"]["temperature"] != 0.7:
+            continue
         axis = axes[run["run"]["level"] - 1]
         v = run["verdict"]
         steps = np.array([[m["kl"], (m["score"] - v["sft"]) / v["unit"]] for m in run["steps"]])
@@ -273,7 +275,7 @@ def draw_frontier(path):
                   color=curve.get_color(), label=run["name"])
     for level, axis in enumerate(axes, 1):
         axis.set(xlabel="KL to the SFT model, nats", title=f"level {level}")
-        axis.legend(fontsize="small", loc="lower right")
+        axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     axes[0].set(ylabel="gain in score, SFT spreads")
     figure.savefig(path, dpi=100)
 
@@ -348,11 +350,13 @@ CONDITIONS_OF_READING = {"where its answer is not shorter": not_shorter,
                          "where both or neither ends": end_alike}
 
 
-def sheets_table(*columns):
+def sheets_table(*columns, without=()):
     """Blind readers: how often the answer of an arm is preferred to that of another one: to all
     prompts, and to those where length or end cannot have decided in its favour."""
     rows = []
     for (first, second), prompts in duels().items():
+        if any(name in second for name in without):
+            continue
         cells = []
         for column in columns:
             condition = CONDITIONS_OF_READING[column]
@@ -363,7 +367,7 @@ def sheets_table(*columns):
     return markdown(["policy", "win rate (prompts)", *columns], rows)
 
 
-def samples_table(count=6, length=120):
+def samples_table(count=6, length=100):
     """The first answers, never chosen, to their first characters, and which one readers prefer."""
     rows = []
     for prompt, verdicts in [*duels()["sft", "l2, long"].items()][:count]:
@@ -421,7 +425,8 @@ def contrasts_table():
 
 
 ARMS = (("l1, long", "l1, no penalty"), ("l2, long", "l2, no penalty"), ("l2, long", "l1, long"),
-        ("l2, long at 0.4", "l1, long at 0.4"), ("l2", "l1"), ("l2", "l2, no penalty"))
+        ("l2, long at 0.4", "l1, long at 0.4"), ("l2", "l1"), ("l2", "l2, no penalty"),
+        ("l1, doubled at 0.4", "l1, long at 0.4"), ("l2, doubled at 0.4", "l2, long at 0.4"))
 
 
 def arms_table():
@@ -467,16 +472,18 @@ def checkpoints_table():
 
 def draw_checkpoints(path):
     """Held-out gain against the root of KL, in the course of runs, by two judges."""
-    runs = grouped([{"name": line[0], "line": line[2:]} for line in checkpoint_gains()], "name")
+    runs = grouped([{"name": name, "line": line} for name, *line in checkpoint_gains()], "name")
     figure = Figure(figsize=(10, 3.5), layout="constrained")
     axes = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
     for axis, (name, points) in zip(axes, runs.items()):
-        points = sorted((point["line"] for point in points), key=itemgetter(0))
-        root = np.sqrt([kl for kl, _, _ in points])
-        for i, judge in ((1, "its reward model"), (2, "a head fitted to other pairs")):
-            low, high = np.array([interval(point[i]) for point in points]).T
-            axis.errorbar(root + 0.01 * i, [point[i].mean() for point in points], (high - low) / 2,
-                          fmt="o", label=f"by {judge}")
+        steps, kl, *judges = zip(*(point["line"] for point in points))
+        root = np.sqrt(kl)
+        for gains, judge in zip(judges, ("its reward model", "a head fitted to other pairs")):
+            low, high = np.array([interval(gain) for gain in gains]).T
+            axis.errorbar(root, [gain.mean() for gain in gains], (high - low) / 2, fmt="o",
+                          label=f"by {judge}")
+            root = root + 0.01  # beside the first
+        axis.annotate(steps[-1], (root[-1], 0.15), ha="right")
         axis.plot(0, 0, "ok")
         axis.set(xlabel="root of KL to the SFT model, nats", title=name)
     axes[0].set(ylabel="held-out gain, SFT spreads")
@@ -535,6 +542,18 @@ def trunks_table():
     return markdown(["trunk", "level", "accuracy"], rows)
 
 
+def validated_table():
+    """Frozen heads on human pairs, by their own validation."""
+    rows = []
+    for line in lines_of("validated"):
+        cells = [bracket(line[name], *line[name + "_interval"], sign)
+                 for name, sign in (("accuracy", ""), ("longer_accuracy", ""),
+                                    ("gain_over_longer", "+"), ("loss", ""))]
+        rows.append([line["name"], line["level"], line["pairs"], *cells])
+    return markdown(["data", "level", "held-out pairs", "accuracy", "longer answer", "difference",
+                     "loss"], rows)
+
+
 CONDITIONS = ("clean", "random", "half", "few")
 
 
@@ -561,13 +580,14 @@ def noise_table():
 
 
 TABLES = {"policies": policies_table, "sheets": partial(sheets_table, *CONDITIONS_OF_READING),
-          "short_sheets": partial(sheets_table, "where both or neither ends"),
+          "short_sheets": partial(sheets_table, "where both or neither ends",
+                                  without=("doubled", "trained at")),
           "contrasts": contrasts_table, "parts": parts_table, "agreement": agreement_table,
           "arms": arms_table, "samples": samples_table, "checkpoints": checkpoints_table,
           "aligned": aligned_table, "rewards": partial(reward_table, OTHERS),
           "short_rewards": partial(reward_table, CHIEF, SHORT), "gains": gains_table,
           "features": features_table, "readers": readers_table, "noise": noise_table,
-          "gradients": gradients_table, "trunks": trunks_table}
+          "gradients": gradients_table, "trunks": trunks_table, "validated": validated_table}
 
 
 def with_tables(text):
