@@ -59,7 +59,8 @@ def ngrams(ids, n):
 
 
 def distinct(answers, n):
-    """Different n-grams among all n-grams (Li et al. 2016); 1 when none comes twice."""
+    """Different n-grams among all n-grams (Li et al. 2016); 1 when none comes twice. Falls with the
+    number of tokens: compare it between policies of like lengths."""
     grams = [g for ids in answers for g in ngrams(ids, n)]
     return len(set(grams)) / max(1, len(grams))
 

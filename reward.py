@@ -58,7 +58,7 @@ HARDWARE = {  # settings, of all scripts, whose default differs: (without a GPU,
     "pairs": (12_000, 40_000), "val_pairs": (1_000, 4_000), "max_len": (320, 1024),
     "micro_batch": (16, 32), "max_prompt": (128, 512), "max_new": (64, 128), "batch": (16, 64),
     "steps": (40, 200), "calibration": (48, 256), "eval_prompts": (96, 512), "save_every": (5, 20)}
-LIMITS = {"temperature": (0.01, 100), "decay": (0, 1), "tie_weight": (0, 1), "risk": (1e-3, 1e6)}
+LIMITS = {"temperature": (0.01, 100), "decay": (0, 1), "tie_weight": (0, 0.5), "risk": (1e-3, 1e6)}
 SCORES = 10       # level 2 scores an answer 1..10
 VAL_SHARE = 0.25  # of the dialogues, by a hash of their first user turn: the same everywhere
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the frozen trunk's head, to choose from
@@ -135,8 +135,9 @@ def distributional_loss(logits_w, logits_l, tie_weight=0.5):
     """-log( P(S_w > S_l) + tau P(S_w = S_l) ) of independent scores, (B, K), (B, K) -> (B,).
 
     P(S_w > S_l) = sum_{i > j} p_w(i) p_l(j), summed in log space: a sure and wrong pair keeps a
-    finite value and a gradient. tau = 0 is the strict loss of OPRM (arXiv 2602.12660). Chance
-    level, two uniform distributions: 0.6931 for tau = 1/2, 0.7985 for tau = 0 and K = 10."""
+    finite value and a gradient. tau = 0 is the strict loss of OPRM (arXiv 2602.12660); above 1/2
+    both orders together would have more than 1, and ties would pay. Chance level, two uniform
+    distributions: 0.6931 for tau = 1/2, 0.7985 for tau = 0 and K = 10."""
     log_p_w = logits_w.log_softmax(-1)
     log_p_l = logits_l.log_softmax(-1)
     joint = log_p_w[:, :, None] + log_p_l[:, None, :]                    # (B, K, K): i, j
@@ -424,7 +425,8 @@ def group_means(values, groups):
 
 
 def calibration_error(win_prob, bins=10):
-    """Expected calibration error, (B,) P(the chosen one wins): confidence against share right."""
+    """Expected calibration error, (B,) P(the chosen one wins): confidence against share right, in
+    absolute values, so that chance alone puts it above 0."""
     confidence = np.maximum(win_prob, 1 - win_prob)
     right = (win_prob > 0.5) + 0.5 * (win_prob == 0.5)
     which = np.minimum((confidence - 0.5) * 2 * bins, bins - 1).astype(int)
@@ -434,7 +436,8 @@ def calibration_error(win_prob, bins=10):
 
 def validate(logits_w, logits_l, encoded, cfg):
     """Metrics of held-out pairs, (B, K), (B, K). In loss and accuracy a dialogue counts once, and
-    dialogues are resampled; calibration and topics count pairs."""
+    dialogues are resampled; calibration and topics count pairs. The longer-answer rule
+    is judged on what the reward model sees: answers cut at max_len."""
     losses = pair_loss(logits_w.double(), logits_l.double(), cfg)
     win = win_probability(logits_w, logits_l).numpy().round(6)  # so that a tie is 0.5 exactly
     right = (win > 0.5) + 0.5 * (win == 0.5)
@@ -554,7 +557,7 @@ class Pair:
 
 
 def hash_words(texts):
-    words = " ".join(" ".join(texts).lower().split())
+    words = " ".join(" \0 ".join(texts).lower().split())
     return int(hashlib.sha256(words.encode()).hexdigest()[:8], 16)
 
 
@@ -707,10 +710,16 @@ def read_pairs(names, split):
 
 def load_pairs(cfg):
     """(training pairs, validation pairs, name, digest): disjoint by dialogue, in pseudo-random
-    order of the dialogues; the digest is of their content, wherever it lies."""
+    order: a prompt of each dialogue, then a second one of those that have more, and so on, as often
+    the first ones are taken. The digest is of their content, wherever it lies."""
     names = cfg.data or ([HUB_DATA] if hub_folder(HUB_DATA, "dataset") else BUNDLED_DATA)
     pairs = read_pairs(names, cfg.split)
     shuffled = sorted(pairs.values(), key=lambda p: (p.dialogue, p.key, p.chosen, p.rejected))
+    number = {}  # {dialogue: {key: 0, 1, ...}}
+    for p in shuffled:
+        keys = number.setdefault(p.dialogue, {})
+        keys.setdefault(p.key, len(keys))
+    shuffled.sort(key=lambda p: number[p.dialogue][p.key])
     train = [p for p in shuffled if p.dialogue >= VAL_SHARE * 2**32]
     val = [p for p in shuffled if p.dialogue < VAL_SHARE * 2**32]
     if not train or not val:

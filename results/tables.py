@@ -161,11 +161,13 @@ def cell(values, sign=""):
     return bracket(np.mean(values), *interval(values), sign)
 
 
-def policies_table():
-    """A row for each run of reinforce.py: what its verdict says."""
+def policies_table(temperatures=(0.7,)):
+    """A row for each run of reinforce.py at these temperatures: what its verdict says."""
     rows = []
     for run in lines_of("policy"):
         v = run["verdict"]
+        if v["temperature"] not in temperatures:
+            continue
         gain = np.array([v["difference"], *v["interval"]]) / v["unit"]
         rows.append([run["name"], bracket(*gain, "+"), bracket(v["win_rate"], *v["win_interval"]),
                      f"{v['kl']:.2f}", f"{v['sft_length']:.0f} -> {v['length']:.0f}",
@@ -218,15 +220,19 @@ def features_table():
 
 
 def gains_table():
-    """Paired differences to the head fitted to both, on held-out pairs of samples and written."""
+    """Paired differences to the head fitted to both, on held-out pairs of samples and written: of
+    the same bootstraps, the one fit with the one fit."""
     groups = grouped(reward_lines(OTHERS), "name", "level")
     both = {level: groups.pop(("both", level)) for level in (1, 2)}
     rows = []
     for (name, own_level), lines in groups.items():
         levels = [own_level] if "bootstrap" in lines[0] else both  # what needs no fit has no level
         for level in levels:
-            cells = [cell(accuracies(both[level], kind) - accuracies(lines, kind).mean(0), "+")
-                     for kind in SHORT]
+            ours = both[level]
+            if "bootstrap" in lines[0]:
+                seeds = [line["bootstrap"] for line in lines]
+                ours = [line for seed in seeds for line in ours if line["bootstrap"] == seed]
+            cells = [cell(accuracies(ours, kind) - accuracies(lines, kind), "+") for kind in SHORT]
             rows.append([f"both minus {name}", level, *cells])
     return markdown(["paired difference", "level", *SHORT], rows)
 
@@ -367,7 +373,7 @@ def sheets_table(*columns, without=()):
     return markdown(["policy", "win rate (prompts)", *columns], rows)
 
 
-def samples_table(count=6, length=100):
+def samples_table(count=6, length=90):
     """The first answers, never chosen, to their first characters, and which one readers prefer."""
     rows = []
     for prompt, verdicts in [*duels()["sft", "l2, long"].items()][:count]:
@@ -426,14 +432,19 @@ def contrasts_table():
 
 ARMS = (("l1, long", "l1, no penalty"), ("l2, long", "l2, no penalty"), ("l2, long", "l1, long"),
         ("l2, long at 0.4", "l1, long at 0.4"), ("l2", "l1"), ("l2", "l2, no penalty"),
-        ("l1, doubled at 0.4", "l1, long at 0.4"), ("l2, doubled at 0.4", "l2, long at 0.4"))
+        ("l1, doubled at 0.4", "l1, long at 0.4"), ("l2, doubled at 0.4", "l2, long at 0.4"),
+        ("best of 16", "l1, long"), ("best of 4", "l1, long"))
 
 
 def arms_table():
-    """Win rates against the SFT model, two arms compared, paired by prompt (all in one order)."""
-    rates = {duel_name(*arms): win_rates(prompts) for arms, prompts in duels().items()}
-    rows = [[f"{one} minus {other}", cell(rates[one] - rates[other], "+")] for one, other in ARMS]
-    return markdown(["policies", "difference of win rates"], rows)
+    """Win rates against the SFT model, two arms compared, paired by prompt."""
+    rates = {duel_name(*arms): dict(zip(prompts, win_rates(prompts)[0]))
+             for arms, prompts in duels().items()}
+    rows = []
+    for one, other in ARMS:
+        d = [rates[one][p] - rates[other][p] for p in rates[one] if p in rates[other]]
+        rows.append([f"{one} minus {other}", len(d), cell([d], "+")])
+    return markdown(["policies", "prompts", "difference of win rates"], rows)
 
 
 def draw_readers(path):
@@ -527,7 +538,8 @@ def gradients_table():
 
 
 def trunks_table():
-    """Reward models fitted to written pairs alone, on such pairs: frozen and trained trunk."""
+    """Reward models fitted to written pairs alone, on such pairs: frozen (the fit, then bootstraps)
+    and trained trunk (seeds); the difference is of the fit."""
     rows = []
     for level in (1, 2):
         frozen = [x for x in reward_lines("written pairs") if x["level"] == level]
@@ -535,8 +547,7 @@ def trunks_table():
         trained = [x["accuracy"] for x in lines_of("written") if x["level"] == level]
         right = {"frozen": accuracies(frozen, "written"),
                  "trained": np.array([[a[key] for key in keys] for a in trained])}   # (S, N)
-        seeds = min(map(len, right.values()))
-        right["frozen minus trained"] = right["frozen"][:seeds] - right["trained"][:seeds]
+        right["frozen minus trained"] = right["frozen"][:1] - right["trained"]
         rows += [[name, level, cell(a, "+" if "minus" in name else "")]
                  for name, a in right.items()]
     return markdown(["trunk", "level", "accuracy"], rows)
@@ -581,7 +592,7 @@ def noise_table():
 
 TABLES = {"policies": policies_table, "sheets": partial(sheets_table, *CONDITIONS_OF_READING),
           "short_sheets": partial(sheets_table, "where both or neither ends",
-                                  without=("doubled", "trained at")),
+                                  without=("doubled", "trained at", "l1 at 0.4", "l2 at 0.4")),
           "contrasts": contrasts_table, "parts": parts_table, "agreement": agreement_table,
           "arms": arms_table, "samples": samples_table, "checkpoints": checkpoints_table,
           "aligned": aligned_table, "rewards": partial(reward_table, OTHERS),
