@@ -114,6 +114,21 @@ long() {      # 3,200 sampled answers; and everything at other temperatures
   done
 }
 
+temperatures() {  # level 1 without the penalty, trained at other temperatures, all read at 0.4
+  for t in 0.4 1.0; do
+    python reinforce.py --level 1 --eos_penalty 0 --temperature $t --rm runs/demo_pairs-reward1 --out runs/level1-t$t
+    python results/experiments.py record "level 1, no penalty, trained at $t" runs/level1-t$t
+  done
+  policies=("l1, no penalty" "l1, no penalty, trained at 0.4" "l1, no penalty, trained at 1.0")
+  python results/experiments.py cooled 0.4 all runs/trained.json "${policies[0]}=runs/level1-no-penalty" \
+    "${policies[1]}=runs/level1-t0.4" "${policies[2]}=runs/level1-t1.0"
+  for reader in A B; do
+    for policy in "${policies[@]}"; do
+      python results/experiments.py duels runs/trained.json $reader "sft at 0.4" "$policy at 0.4"
+    done
+  done
+}
+
 drawn() {     # a run whose rewards are drawn
   python results/experiments.py pure_noise 1 runs/demo_pairs-reward1 runs/level1-noise
 }

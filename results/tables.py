@@ -373,7 +373,7 @@ def sheets_table(*columns, without=()):
     return markdown(["policy", "win rate (prompts)", *columns], rows)
 
 
-def samples_table(count=6, length=90):
+def samples_table(count=6, length=80):
     """The first answers, never chosen, to their first characters, and which one readers prefer."""
     rows = []
     for prompt, verdicts in [*duels()["sft", "l2, long"].items()][:count]:
@@ -433,7 +433,9 @@ def contrasts_table():
 ARMS = (("l1, long", "l1, no penalty"), ("l2, long", "l2, no penalty"), ("l2, long", "l1, long"),
         ("l2, long at 0.4", "l1, long at 0.4"), ("l2", "l1"), ("l2", "l2, no penalty"),
         ("l1, doubled at 0.4", "l1, long at 0.4"), ("l2, doubled at 0.4", "l2, long at 0.4"),
-        ("best of 16", "l1, long"), ("best of 4", "l1, long"))
+        ("best of 16", "l1, long"), ("best of 4", "l1, long"),
+        ("l1, long at 0.4", "l1, no penalty at 0.4"),
+        *(("l1, no penalty, trained at %s at 0.4" % t, "l1, no penalty at 0.4") for t in (0.4,)))
 
 
 def arms_table():
@@ -590,7 +592,8 @@ def noise_table():
     return markdown(["score", "compared with", *CONDITIONS], rows)
 
 
-TABLES = {"policies": policies_table, "sheets": partial(sheets_table, *CONDITIONS_OF_READING),
+TABLES = {"policies": policies_table, "temperatures": partial(policies_table, (0.4, 1.0)),
+          "sheets": partial(sheets_table, *CONDITIONS_OF_READING),
           "short_sheets": partial(sheets_table, "where both or neither ends",
                                   without=("doubled", "trained at", "l1 at 0.4", "l2 at 0.4")),
           "contrasts": contrasts_table, "parts": parts_table, "agreement": agreement_table,
