@@ -90,7 +90,7 @@ long() {      # 3,200 sampled answers; and everything at other temperatures
     kill %%
     python results/experiments.py record "level $level, no penalty, 3,200 answers" runs/level$level-long
     python results/experiments.py checkpoints "level $level, no penalty, 3,200 answers" runs/demo_pairs-reward$level 1 \
-      runs/level$level-long-{20,40,60,80,100}.pt
+      runs/level$level-long-{10,20,30,40,50,60,80,100}.pt
     python results/experiments.py doubled "level $level, no penalty, 3,200 answers" runs/demo_pairs-reward$level 1 \
       runs/level$level-doubled runs/level$level-long-{50,60,70,80,90,100}.pt
   done
