@@ -141,6 +141,8 @@ def test_losses_are_double_loops_over_scores_with_chance_levels_and_fair_ties(ta
         won = sum(p[i] * q[j] * (1 if i > j else tau if i == j else 0) for i, j in SCORES)
         near(loss, -won.log())
     near(pair_loss(0 * w, 0 * w, cfg), [-math.log(0.45 + tau / 10)] * 5)
+    with pytest.raises(InputError, match="tie_weight is 0.6"):  # no likelihood: both orders > 1
+        config(tie_weight=0.6)
     near((-pair_loss(w, l, config())).exp() + (-pair_loss(l, w, config())).exp(), [1] * 5)
     near(pair_loss(w, l, config(level=1)), -(1 / (1 + (l - w)[:, 0].exp())).log())
     near(pair_loss(w, w, config(level=1)), [math.log(2)] * 5)
@@ -669,6 +671,7 @@ def test_kinds_of_files_orders_and_copies_give_one_digest_and_the_same_disjoint_
         first = part[:len(part) // 2]
         assert len({p.dialogue for p in first}) == len(first)
         assert {len(p.messages) for p in first} == {1, 3}
+    assert hash_words(["Be", "Hi"]) != hash_words(["Be Hi"]) == hash_words(["be  hi"])
     train, val = ({p.messages[0]["content"] for p in part} for part in loaded[0][:2])
     assert not train & val and len(train | val) == len(TOY)
 

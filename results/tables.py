@@ -435,7 +435,8 @@ ARMS = (("l1, long", "l1, no penalty"), ("l2, long", "l2, no penalty"), ("l2, lo
         ("l1, doubled at 0.4", "l1, long at 0.4"), ("l2, doubled at 0.4", "l2, long at 0.4"),
         ("best of 16", "l1, long"), ("best of 4", "l1, long"),
         ("l1, long at 0.4", "l1, no penalty at 0.4"),
-        *(("l1, no penalty, trained at %s at 0.4" % t, "l1, no penalty at 0.4") for t in ("0.4", "1.0")))
+        ("l1, no penalty, trained at 0.4 at 0.4", "l1, no penalty at 0.4"),
+        ("l1, no penalty, trained at 1.0 at 0.4", "l1, no penalty at 0.4"))
 
 
 def arms_table():
