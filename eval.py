@@ -54,21 +54,16 @@ class EvalConfig:
 
 # ----- statistics of answers -----
 
-def ngrams(ids, n):
-    return list(zip(*(ids[i:] for i in range(n))))
-
-
 def distinct(answers, n):
     """Different n-grams among all n-grams (Li et al. 2016); 1 when none comes twice. Falls with the
     number of tokens: compare it between policies of like lengths."""
-    grams = [g for ids in answers for g in ngrams(ids, n)]
+    grams = [tuple(ids[i:i + n]) for ids in answers for i in range(len(ids) - n + 1)]
     return len(set(grams)) / max(1, len(grams))
 
 
 def repeated(answers, n=4):
     """Share of an answer's n-grams that it has said before, averaged over the answers."""
-    grams = [ngrams(ids, n) for ids in answers]
-    shares = [1 - len(set(g)) / len(g) for g in grams if g]
+    shares = [1 - distinct([ids], n) for ids in answers if len(ids) >= n]
     return float(np.mean(shares)) if shares else 0.0
 
 
@@ -107,30 +102,23 @@ def evaluate_policy(policy, sft, prompts, keys, end, cfg):
     """({statistic: value}, answers [S][N]). KL: mean of log pi/pi_ref over the answers, in nats;
     perplexity: exp of the mean -log pi_ref a token (at the temperature): how unlikely the SFT
     model finds the text."""
-    answers = []
-    logp = []
-    ref_logp = []
-    for seed in cfg.seeds:
-        y = answer_all(policy, prompts, keys, seed, EVAL_STEP, cfg, end)
-        answers.append(y)
-        logp.append(sequence_logprobs(policy, prompts, y, cfg))                  # (N,)
-        ref_logp.append(sequence_logprobs(sft, prompts, y, cfg))
-    logp = torch.stack(logp)                                                     # (S, N)
-    ref_logp = torch.stack(ref_logp)
-    tokens = sum(len(a) for y in answers for a in y)
+    answers = [answer_all(policy, prompts, keys, seed, EVAL_STEP, cfg, end) for seed in cfg.seeds]
+    texts = sum(answers, [])
+    logp = sequence_logprobs(policy, prompts * len(cfg.seeds), texts, cfg)       # (S N,)
+    ref_logp = sequence_logprobs(sft, prompts * len(cfg.seeds), texts, cfg)
+    tokens = sum(len(a) for a in texts)
     return {"kl": (logp - ref_logp).mean().item(),
             "perplexity": math.exp(-ref_logp.sum().item() / tokens),
-            **answer_statistics(sum(answers, []), end)}, answers
+            **answer_statistics(texts, end)}, answers
 
 
 def score_policies(rm, sft, prompts, answers, cfg):
     """{policy: scores (S, N)} by one reward model; `win` compares with these SFT answers."""
     logits = {}
     for name, by_seed in answers.items():
-        logits[name] = torch.stack(
-            [judge(rm, sft, prompts, y, cfg)[0] for y in by_seed])               # (S, N, K)
-    sft_distribution = logits["sft"].softmax(-1).mean((0, 1))                    # (K,)
-    return {name: torch.stack([read_scores(one_seed, sft_distribution, cfg) for one_seed in z])
+        logits[name], _ = judge(rm, sft, prompts * len(by_seed), sum(by_seed, []), cfg)  # (S N, K)
+    sft_distribution = logits["sft"].softmax(-1).mean(0)                         # (K,)
+    return {name: read_scores(z, sft_distribution, cfg).view(-1, len(prompts))
             for name, z in logits.items()}
 
 
@@ -161,35 +149,33 @@ def main(cfg):
     cfg = replace(cfg, seeds=cfg.seeds or [0])
     if min(cfg.seeds) < 0:
         raise InputError(f"seeds are {cfg.seeds}; give numbers from 0 on")
-    folders = cfg.rewards or []
-    if not folders or len({Path(folder).name for folder in folders}) < len(folders):
+    names = {Path(folder).name for folder in cfg.rewards or []}
+    if not names or len(names) < len(cfg.rewards):
         raise InputError(f"rewards are {cfg.rewards}; give --rewards FOLDER ... of different names")
     setup = start(cfg)
     chat = setup.chat
     sft = setup.sft
     check_room(sft, cfg.max_prompt + cfg.max_new, "max_prompt + max_new")
     policies = named_policies(cfg, setup.contents)
-    rms = {Path(folder).name: load_reward_model(folder, setup, cfg.device) for folder in folders}
-    prompts, keys = usable_prompts(chat, setup.val, cfg, "evaluation")
-    prompts, keys = prompts[:cfg.eval_prompts], keys[:cfg.eval_prompts]
-    statistics = {}
+    rms = {Path(path).name: load_reward_model(path, setup, cfg.device) for path in cfg.rewards}
+    prompts, keys = usable_prompts(chat, setup.val, cfg, "evaluation", cfg.eval_prompts)
+    result = {"temperature": cfg.temperature, "seeds": cfg.seeds, "prompts": keys, "policies": {},
+              "rewards": {}, "scores": {}, "answers": {}}
     answers = {}
-    for name, run in policies.items():
-        policy = load_model(AutoModelForCausalLM, run / "model", cfg.device) if run else sft
-        statistics[name], answers[name] = evaluate_policy(policy, sft, prompts, keys, chat.end, cfg)
-    result = {"temperature": cfg.temperature, "seeds": cfg.seeds, "prompts": keys,
-              "policies": statistics, "rewards": {}, "scores": {}, "answers": {}}
     same = {}
-    for name, by_seed in answers.items():
+    for name, run in policies.items():  # sft is the first one
+        policy = load_model(AutoModelForCausalLM, run / "model", cfg.device) if run else sft
+        statistics, y = evaluate_policy(policy, sft, prompts, keys, chat.end, cfg)
+        result["policies"][name] = statistics
+        result["answers"][name] = [chat.tokenizer.batch_decode(one_seed) for one_seed in y]
+        answers[name] = y
         same[name] = torch.tensor([[a == b for a, b in zip(ours, sfts)]
-                                   for ours, sfts in zip(by_seed, answers["sft"])])     # (S, N)
+                                   for ours, sfts in zip(y, answers["sft"])])           # (S, N)
     for rm_name, rm in rms.items():
         scores = score_policies(rm, sft, prompts, answers, cfg)
         result["rewards"][rm_name] = {name: compare(scores["sft"], x, same[name])
                                       for name, x in scores.items()}
         result["scores"][rm_name] = {name: x.tolist() for name, x in scores.items()}
-    for name, by_seed in answers.items():
-        result["answers"][name] = [chat.tokenizer.batch_decode(y) for y in by_seed]
     Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
     write_whole(cfg.out + ".json", json.dumps(result))
     print(f"\n{len(prompts)} held-out prompts, seeds {cfg.seeds}, temperature {cfg.temperature:g}; "

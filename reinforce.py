@@ -14,6 +14,8 @@ Its gradient is estimated from one answer a prompt, b the moving average of past
 
     mean over the batch of  (R(x, y) - b) grad log pi(y|x)                               (eqs. 6-8)
 
+and Adam follows it, its norm clipped. (The paper's b is the mean of all past R: --baseline mean.)
+
 No gradient goes through R, though pi is in it: the term left out is -beta E[grad log pi] = 0. pi is
 softmax(logits / temperature): the same one is sampled, trained and evaluated (where bfloat16 is
 used, up to its rounding), and the reference pi_ref, the SFT model, has the same temperature.
@@ -35,7 +37,6 @@ Shapes: B prompts with one answer each, P prompt tokens, T answer tokens, K scor
 import copy
 import json
 import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,8 +221,7 @@ def sequence_logprobs(model, prompts, answers, cfg):
 
 
 def judge(rm, sft, prompts, answers, cfg, precision="fp32"):
-    """N answers -> the reward model's outputs (N, K) and log pi_ref(y|x) (N,), on the CPU; in
-    cfg.precision in training, in float32 in calibration, verdict and eval.py.
+    """N answers -> the reward model's outputs (N, K) and log pi_ref(y|x) (N,), on the CPU.
 
     One pass of the frozen SFT model gives both where it is the reward model's trunk too."""
     def one_batch(p, a):
@@ -236,6 +236,7 @@ def judge(rm, sft, prompts, answers, cfg, precision="fp32"):
         logp = pick_logprobs(output.logits, inputs["input_ids"], mask, cfg.temperature)
         return torch.cat([scores, logp.sum(1, keepdim=True)], 1)                 # (B, K + 1)
 
+    # in_batches wants one tensor
     both = in_batches(one_batch, prompts, answers, cfg.micro_batch)
     return both[:, :-1], both[:, -1]
 
@@ -249,7 +250,7 @@ def policy_gradient(policy, prompts, answers, r, ref_logp, b, cfg):
     reward = torch.empty(len(prompts))
     logp_all = torch.empty(len(prompts))
     for part in length_batches(prompts, answers, cfg.micro_batch):
-        with arithmetic(cfg):
+        with arithmetic(cfg, cfg.precision):
             logp = token_logprobs(policy, [prompts[i] for i in part], [answers[i] for i in part],
                                   cfg.temperature).sum(1)   # log pi(y|x), with gradient
         logp_all[part] = logp.detach().cpu()
@@ -272,18 +273,12 @@ def prompt_batches(n, size, steps, seed):
 
 @dataclass
 class State:
-    """What the loop carries from step to step besides policy and optimizer; plain values."""
+    """What the loop carries from step to step besides policy and optimizer."""
     unit: float                      # spread of the SFT model's scores
     sft_distribution: torch.Tensor   # (K,) mean score distribution of the SFT model's answers
     baseline: float                  # of rewards; from SFT samples, so that step 0 has one
     past_distribution: torch.Tensor  # (K,) moving average of the policy's: for `win`
     log: list                        # metrics of the updates done
-
-
-def batch_means(values):
-    """{name: (B,)} -> {name: mean over the whole batch, of all processes}."""
-    means = torch.stack([*values.values()]).double().mean(1)
-    return dict(zip(values, mean_over_processes(means).tolist()))
 
 
 def train_policy(policy, optimizer, sft, rm, prompts, keys, state, chat, cfg, done):
@@ -310,8 +305,10 @@ def train_policy(policy, optimizer, sft, rm, prompts, keys, state, chat, cfg, do
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip).item()
         kl = logp - ref_logp
         length = torch.tensor([float(len(a)) for a in y])                        # in tokens
-        m = batch_means({"score": score, "reward": reward, "square": reward**2, "kl": kl,
-                         "logp": logp, "length": length, "ended": ended})
+        values = {"score": score, "reward": reward, "square": reward**2, "kl": kl, "logp": logp,
+                  "length": length, "ended": ended}
+        means = mean_over_processes(torch.stack([*values.values()]).double().mean(1))
+        m = dict(zip(values, means.tolist()))  # over the whole batch, of all processes
         if not all(math.isfinite(value) for value in (norm, *m.values())):
             raise InputError(f"step {step + 1}: gradient norm {norm}, reward {m['reward']}: not "
                              "finite; start again in another --out with a lower --lr, or with "
@@ -340,26 +337,6 @@ def train_policy(policy, optimizer, sft, rm, prompts, keys, state, chat, cfg, do
                   f"KL {kl[0]:.2f}, reward {reward[0]:.2f}", flush=True)
         state.log.append(metrics)
         done(metrics)
-
-
-# ----- checkpoint -----
-
-def save_checkpoint(path, policy, optimizer, state):
-    """All that the run needs to go on, whole or not at all. There is no random state: every draw is
-    a function of seed, step and prompt."""
-    if RANK == 0:
-        aside = path.with_suffix(".aside")
-        torch.save({"policy": policy.state_dict(), "optimizer": optimizer.state_dict(),
-                    "state": vars(state)}, aside)
-        os.replace(aside, path)
-
-
-def load_checkpoint(path, policy, optimizer):
-    """Puts back what save_checkpoint wrote, in place -> State."""
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    policy.load_state_dict(saved["policy"])
-    optimizer.load_state_dict(saved["optimizer"])
-    return State(**saved["state"])
 
 
 # ----- before and after training -----
@@ -451,20 +428,17 @@ def reach_verdict(policy, sft, rm, prompts, keys, state, chat, cfg, out):
 
 def draw_curves(log, path):
     """Reward, KL, length and share that end, by step, as a picture."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    figure, axes = pyplot.subplots(1, 4, figsize=(14, 3), layout="constrained")
-    for axis, name in zip(axes, ("reward", "kl", "length", "ended")):
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(14, 3), layout="constrained")
+    for axis, name in zip(figure.subplots(1, 4), ("reward", "kl", "length", "ended")):
         axis.plot([m["step"] for m in log], [m[name] for m in log], color="0.2")
         axis.set(xlabel="step", title=name)
     figure.savefig(path, dpi=100)
-    pyplot.close(figure)
 
 
-def usable_prompts(chat, pairs, cfg, what):
-    """(prompts as ids, keys) of the different prompts of at most max_prompt tokens; those that
-    differ in case and blanks only count as one."""
+def usable_prompts(chat, pairs, cfg, what, most=None):
+    """(prompts as ids, keys) of the first different prompts of at most max_prompt tokens; those
+    that differ in case and blanks only count as one."""
     unique = {p.key: chat.prompt(p.messages, p.where) for p in pairs}
     kept = {key: ids for key, ids in unique.items() if len(ids) <= cfg.max_prompt}
     print(f"{what}: {len(kept)} prompts; {len(unique) - len(kept)} longer than max_prompt "
@@ -472,7 +446,7 @@ def usable_prompts(chat, pairs, cfg, what):
     if len(kept) < 2:
         raise InputError(f"{what}: {len(kept)} prompts have at most max_prompt {cfg.max_prompt} "
                          "tokens, two are needed; raise it or give more data")
-    return list(kept.values()), list(kept)
+    return list(kept.values())[:most], list(kept)[:most]
 
 
 def check_model(sft, chat, cfg):
@@ -499,8 +473,10 @@ def main(cfg):
     chat, sft = setup.chat, setup.sft
     out = Path(cfg.out or f"runs/{setup.name}-level{cfg.level}")
     prompts, keys = usable_prompts(chat, setup.train, cfg, "REINFORCE")
-    test_prompts, test_keys = usable_prompts(chat, setup.val, cfg, "evaluation")
-    test_prompts, test_keys = test_prompts[:cfg.eval_prompts], test_keys[:cfg.eval_prompts]
+    test_prompts, test_keys = usable_prompts(chat, setup.val, cfg, "evaluation", cfg.eval_prompts)
+    if cfg.level == 1 and cfg.readout != "mean":
+        raise InputError(f"readout is {cfg.readout}, but level 1 has no distribution to read; give "
+                         "--level 2, or no --readout")
     if cfg.batch > len(prompts) or cfg.batch % PROCESSES:
         raise InputError(f"batch is {cfg.batch}; give at most the {len(prompts)} training prompts, "
                          f"and a multiple of the {PROCESSES} processes")
@@ -523,7 +499,10 @@ def main(cfg):
     optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.lr, fused=True)
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
-        state = load_checkpoint(checkpoint, policy, optimizer)
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        policy.load_state_dict(saved["policy"])
+        optimizer.load_state_dict(saved["optimizer"])
+        state = State(**saved["state"])
         print(f"going on after step {len(state.log)} of {cfg.steps}")
     else:
         state = calibrate(sft, rm, prompts, keys, chat, cfg)
@@ -531,7 +510,9 @@ def main(cfg):
     def done(metrics):
         if metrics["step"] % cfg.save_every == 0 or metrics["step"] == cfg.steps:
             write_whole(out / "metrics.jsonl", "".join(json.dumps(m) + "\n" for m in state.log))
-            save_checkpoint(checkpoint, policy, optimizer, state)
+            # no random state: every draw is a function of seed, step and prompt
+            write_whole(checkpoint, {"policy": policy.state_dict(), "state": vars(state),
+                                     "optimizer": optimizer.state_dict()})
 
     train_policy(policy, optimizer, sft, rm, prompts, keys, state, chat, cfg, done)
     verdict = reach_verdict(policy, sft, rm, test_prompts, test_keys, state, chat, cfg, out)

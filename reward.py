@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from argparse import RawDescriptionHelpFormatter
+from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections import Counter
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -58,7 +58,8 @@ HARDWARE = {  # settings, of all scripts, whose default differs: (without a GPU,
     "pairs": (12_000, 40_000), "val_pairs": (1_000, 4_000), "max_len": (320, 1024),
     "micro_batch": (16, 32), "max_prompt": (128, 512), "max_new": (64, 128), "batch": (16, 64),
     "steps": (40, 200), "calibration": (48, 256), "eval_prompts": (96, 512), "save_every": (5, 20)}
-LIMITS = {"temperature": (0.01, 100), "decay": (0, 1), "tie_weight": (0, 0.5), "risk": (1e-3, 1e6)}
+LIMITS = {"temperature": (0.01, 100), "decay": (0, 1), "tie_weight": (0, 0.5), "risk": (1e-3, 1e6),
+          "clip": (1e-6, 1e6)}
 SCORES = 10       # level 2 scores an answer 1..10
 VAL_SHARE = 0.25  # of the dialogues, by a hash of their first user turn: the same everywhere
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the frozen trunk's head, to choose from
@@ -103,7 +104,8 @@ def complete(cfg):
 class RewardConfig:
     level: Literal[1, 2] = setting(2, "1: pairwise (Bradley-Terry), 2: distribution over 1..10")
     sft: str | None = setting(None, f"SFT model, hub name or folder (default {SFT_MODEL})")
-    data: list[str] | None = setting(None, f"pairs: hub names or files (default {HUB_DATA})")
+    data: list[str] | None = setting(None, f"pairs: hub names or files (default {HUB_DATA}, "
+                                         "without the hub data/)")
     split: str = setting("train", "of --data from the hub or from a folder")
     rm: str | None = setting(None, "reward model folder (default runs/DATA-rewardLEVEL)")
     device: str | None = setting(None, "cpu, cuda, cuda:1, ... (default: cuda if there is one)")
@@ -160,7 +162,7 @@ def pair_loss(logits_w, logits_l, cfg):
     return distributional_loss(logits_w, logits_l, cfg.tie_weight)
 
 
-# ----- the model's call -----
+# ----- batches, and the precision of passes -----
 
 def pad_batch(prompts, answers, device, pad=0):
     """Prompts padded on the left, answers on the right, so that all answers begin in one column.
@@ -194,14 +196,14 @@ def in_batches(function, prompts, answers, size):
     return torch.cat(parts)[np.argsort(np.concatenate(batches))]  # in the order that came in
 
 
-def arithmetic(cfg, precision=None):
-    """Context in which matrix products are computed in cfg.precision, or in another one; fp32: as
-    without it. Weights stay float32.
+def arithmetic(cfg, precision):
+    """Context in which matrix products are computed in this precision; fp32: as without it. Weights
+    stay float32.
 
     In cfg.precision: gradients, the scores of training, features to fit a head to, and, by a copy
-    of the weights, sampling. In float32: validation, verdict, eval.py. In fp16: on CUDA, training
-    of a trunk."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision or cfg.precision)
+    of the weights, all sampling. In float32: scores of calibration, validation, verdict, eval.py.
+    In fp16: on CUDA, training of a trunk."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     return torch.autocast(torch.device(cfg.device).type, dtype, enabled=dtype is not None)
 
 
@@ -287,10 +289,12 @@ def fit_head(x, pairs, weight, cfg, penalty, iterations):
 
     x: (N, D) standardised features; pairs: (B, 2) rows of the chosen and the rejected answer;
     weight: (B,), sums to 1. Returns W (D, K) and b (K,): the minimum at level 1, a local one at
-    level 2. With d_i = x_w - x_l the Hessian of the level-1 objective at W = 0 is
-    H = sum_i weight_i d_i d_i' / 4 + penalty I. The search is for V, where W = M V and M M' = H^-1:
-    in V the Hessian is the identity there, and tens of iterations do instead of thousands. Level 2
-    borrows this M."""
+    level 2.
+
+    The search is for V, where W = M V: the same minimum, in tens of iterations instead of
+    thousands. With d_i = x_w - x_l the Hessian of the level-1 objective at W = 0 is
+    H = sum_i weight_i d_i d_i' / 4 + penalty I, and M M' = H^-1, so that in V it is the identity
+    there. Level 2 borrows this M."""
     outputs = SCORES if cfg.level == 2 else 1
     d = x[pairs[:, 0]] - x[pairs[:, 1]]                                          # (B, D)
     values, basis = torch.linalg.eigh((weight[:, None] * d).T @ d)
@@ -360,7 +364,7 @@ def fit_frozen(sft, encoded, cfg):
     """The reward model on the frozen SFT model, a linear map (D -> K) of an answer's features, and
     what it was made with: layer and penalty."""
     layer = round(sft.config.get_text_config().num_hidden_layers * 2 / 3)
-    with arithmetic(cfg):  # as reinforce.py will compute them
+    with arithmetic(cfg, cfg.precision):  # as reinforce.py will compute them
         x, pairs = over_answers(partial(answer_features, sft, layer=layer), encoded)
     folds = torch.tensor([e.dialogue % 5 for e in encoded])
     W, b, penalty = fit_penalised(x, pairs, prompt_weights(encoded, cfg.rm_seed), folds, cfg)
@@ -710,8 +714,8 @@ def read_pairs(names, split):
 
 def load_pairs(cfg):
     """(training pairs, validation pairs, name, digest): disjoint by dialogue, in pseudo-random
-    order: a prompt of each dialogue, then a second one of those that have more, and so on, as often
-    the first ones are taken. The digest is of their content, wherever it lies."""
+    order: a prompt of each dialogue, then a second one of those that have more, and so on, so that
+    the first N, which are often taken, are of many dialogues. The digest is of their content."""
     names = cfg.data or ([HUB_DATA] if hub_folder(HUB_DATA, "dataset") else BUNDLED_DATA)
     pairs = read_pairs(names, cfg.split)
     shuffled = sorted(pairs.values(), key=lambda p: (p.dialogue, p.key, p.chosen, p.rejected))
@@ -830,7 +834,8 @@ class Chat:
                              f"answer, but {behind!r:.60}; give another --sft")
         self.end_text = max(ends, key=len)
         self.end = self.tokenizer.convert_tokens_to_ids(self.end_text)
-        self.answer(PROBE, self.prompt(PROBE[:-1], folder), folder)  # for what it refuses
+        prompt = self.prompt(PROBE[:1], folder)
+        self.answer(PROBE[:1], PROBE[1]["content"], prompt, folder)  # for what it refuses
 
     def render(self, messages, where, **more):
         try:  # without thoughts, where the template knows this setting
@@ -852,13 +857,13 @@ class Chat:
         return self.render(messages, where, add_generation_prompt=True,
                            sanitize_control_tokens=True)
 
-    def answer(self, messages, prompt, where):
-        """Token ids of the last message, without its end; refused unless it stands, word by word
+    def answer(self, messages, text, prompt, where):
+        """Token ids of the answer `text`, without its end; refused unless it stands, word by word
         and token by token, right behind the prompt (ids), and its end right behind it."""
-        text = messages[-1]["content"]
-        opening = self.render(messages[:-1], where, tokenize=False, add_generation_prompt=True)
-        whole = self.render(messages, where, tokenize=False)
-        ids = self.render(messages, where, sanitize_control_tokens=True)
+        dialogue = [*messages, {"role": "assistant", "content": text}]
+        opening = self.render(messages, where, tokenize=False, add_generation_prompt=True)
+        whole = self.render(dialogue, where, tokenize=False)
+        ids = self.render(dialogue, where, sanitize_control_tokens=True)
         if not whole.startswith(opening + text + self.end_text):
             raise InputError(f"{where}: the chat template does not write the answer {text!r:.60} "
                              f"and its end behind the prompt, which ends in {opening[-40:]!r}: the "
@@ -872,23 +877,18 @@ class Chat:
 
 def encode_pairs(chat, pairs, max_len, what):
     """Pairs as tokens, ends where the data says `finished`. If one answer, with its prompt and end,
-    is longer than max_len, both are cut there and neither has an end: an end that only one of them
+    is longer than max_len, both are cut to it and neither has an end: an end that only one of them
     has room for would decide the pair, whatever they say."""
     encoded = []
     count = Counter()
     for pair in pairs:
         prompt = chat.prompt(pair.messages, pair.where)
-        room = max_len - len(prompt)
+        room = max(0, max_len - len(prompt))
         texts = [text.removesuffix(chat.end_text).rstrip() for text in (pair.chosen, pair.rejected)]
-        answers = []
-        for text in texts:
-            dialogue = [*pair.messages, {"role": "assistant", "content": text}]
-            answers.append(chat.answer(dialogue, prompt, pair.where))
-        too_long = any(len(a) + ends > room for a, ends in zip(answers, pair.finished))
-        for answer, finished in zip(answers, pair.finished):
-            if finished and not too_long:
-                answer.append(chat.end)
-        chosen, rejected = (a[:max(0, room)] for a in answers)
+        bare = [chat.answer(pair.messages, text, prompt, pair.where) for text in texts]
+        ended = [ids + [chat.end] if ends else ids for ids, ends in zip(bare, pair.finished)]
+        too_long = any(len(ids) > room for ids in ended)
+        chosen, rejected = [ids[:room] for ids in bare] if too_long else ended
         words = "\n".join([*texts, *(m["content"] for m in pair.messages)])
         count["with turn markers inside, kept as text"] += any(m in words for m in chat.markers)
         count["with an end in the text, taken off"] += texts != [pair.chosen, pair.rejected]
@@ -925,11 +925,15 @@ def identity(chat, model, data_digest):
             "data_digest": data_digest}
 
 
-def write_whole(path, text):
-    """Writes a file, or leaves the old one as it was: aside, then renamed; by the first process."""
+def write_whole(path, content):
+    """Writes a text, or anything else as torch does, or leaves the old file as it was: aside, then
+    renamed; by the first process."""
     if RANK == 0:
         aside = Path(f"{path}.aside")
-        aside.write_text(text, encoding="utf-8")
+        if isinstance(content, str):
+            aside.write_text(content, encoding="utf-8")
+        else:
+            torch.save(content, aside)
         os.replace(aside, path)
 
 
@@ -1014,18 +1018,13 @@ def start(cfg):
 
 # ----- command line -----
 
-class OneLineParser(HfArgumentParser):
-    def error(self, message):
-        raise InputError(message)
-
-
 def run_cli(main, settings, doc):
     """main(cfg) with the settings of the command line; bad input ends it with one line."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    parser = OneLineParser(settings, description=doc, allow_abbrev=False,
-                           formatter_class=RawDescriptionHelpFormatter)
+    parser = HfArgumentParser(settings, description=doc, allow_abbrev=False, exit_on_error=False,
+                              formatter_class=RawDescriptionHelpFormatter)
     try:
         cfg, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
         if unknown:
@@ -1037,7 +1036,7 @@ def run_cli(main, settings, doc):
         if RANK > 0:
             sys.stdout = open(os.devnull, "w")  # the first process speaks for all
         main(cfg)
-    except InputError as error:
+    except (InputError, ArgumentError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

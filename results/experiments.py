@@ -37,6 +37,7 @@ from reward import (VAL_SHARE, RewardConfig, answer_features, answer_mean,  # no
 
 WORK = ROOT / "runs" / "samples"
 POOL = WORK / "pool.pt"   # of noise.py
+LATER = ROOT / "results" / "later_rankings.jsonl"  # of prompts ranked last, which are in no bundle
 LETTERS = "ABCD"
 END = "<|im_end|>"
 TEMPERATURES = (0.7, 0.7, 0.4, 0.4)
@@ -129,10 +130,10 @@ def write_sheets(name, rows, reader, size=40):
 
 
 def make_sheets(reader, part):
-    """Sheets of what this reader has not ranked yet: the prompts of the training part ("train"), or
-    the held-out ones that two readers rank."""
-    ranked = {(row["prompt"], row["reader"]) for row in read_lines(RANKINGS)}
-    held_out = part != "train"
+    """Sheets of what this reader has not ranked yet: training prompts (parts "train" and, ranked
+    after the bundle was made, "later"), or the held-out ones that two readers rank."""
+    ranked = {(row["prompt"], row["reader"]) for row in read_lines(RANKINGS) + read_lines(LATER)}
+    held_out = part == "held-out"
     rows = [row for row in read_lines(WORK / "samples.jsonl")
             if (key_of(row) < HELD_OUT) == held_out]
     rows.sort(key=key_of)
@@ -223,8 +224,9 @@ def read_ranking(line, answers=4):
 
 
 def collect():
-    """Sheets with a .ranked file (lines `17: B>A=D>C`) -> rankings.jsonl; of duels SHEETS."""
-    new = {SHEETS: [], RANKINGS: []}
+    """Sheets with a .ranked file (lines `17: B>A=D>C`) -> rankings.jsonl; of duels SHEETS, of part
+    "later" LATER."""
+    new = {SHEETS: [], RANKINGS: [], LATER: []}
     known = {path: read_lines(path) for path in new}
     for path in sorted(WORK.glob("*.ranked")):
         key = json.loads(path.with_suffix(".key.json").read_text(encoding="utf-8"))
@@ -234,6 +236,8 @@ def collect():
             places = read_ranking(line, len(order))
             row["places"] = [places[LETTERS[order.index(j)]] for j in range(len(order))]
             target = SHEETS if "arms" in row else RANKINGS
+            if path.name.startswith("later-"):
+                target = LATER
             if row not in known[target]:
                 new[target].append(row)
     for path, rows in new.items():
@@ -288,8 +292,8 @@ def make_features(setup, prompt, answers):
 
 
 def load_features():
-    """The pairs of both parts (train, val), each as (pairs, encoded, features (N, D), rows (B, 2)).
-    Features are kept in WORK/features.pt, as they take half an hour."""
+    """Pairs for training, held-out ones and those of LATER, each as (pairs, encoded, features
+    (N, D), rows (B, 2)). Features are kept in WORK/features.pt, as they take half an hour."""
     cfg = RewardConfig(device="cpu")
     setup = start(cfg)
     path = WORK / "features.pt"
@@ -303,14 +307,22 @@ def load_features():
                 torch.save(known, path)
         return torch.stack([known[name] for name in names])
 
+    later = [to_pair(row, "ranking") for row, _, _ in agreed_pairs(read_lines(LATER))]
     parts = []
-    for pairs in (setup.train, setup.val):
+    for pairs in (setup.train, setup.val, later):
         encoded = encode_pairs(setup.chat, pairs, cfg.max_len, "pairs")
         if len(encoded) != len(pairs):
             raise ValueError("masks over pairs and rows of encoded pairs would not fit")
         parts.append((pairs, encoded, *over_answers(features, encoded)))
     torch.save(known, path)
     return parts
+
+
+def join(first, second):
+    """Two parts as one."""
+    pairs, encoded, x, rows = zip(first, second)
+    rows = [rows[0], rows[1] + len(x[0])]
+    return sum(pairs, []), sum(encoded, []), torch.cat(x), torch.cat(rows)
 
 
 def is_written(pairs):
@@ -391,7 +403,7 @@ def fit_and_record(name, level, train, val, mask=None, columns=COLUMNS[20], seed
 def heads(level):
     """Frozen heads of one level -> runs.jsonl: by what they are fitted to, by the number of ranked
     prompts, and (level 1) by their features."""
-    train, val = load_features()
+    train, val, later = load_features()
     pairs, encoded, x, rows = train
     written = is_written(pairs)
     coin = (pairs, encoded, x, by_a_coin(rows, written))
@@ -400,6 +412,7 @@ def heads(level):
     for seed in range(5):
         fit_and_record("written pairs", level, train, val, written, seed=seed)
         fit_and_record("both", level, train, val, seed=seed)
+        fit_and_record("both, with later prompts", level, join(train, later), val, seed=seed)
     prompts = list(dict.fromkeys(e.key for e in compress(encoded, ~written)))
     for n in (60, 125, 250, 500, 1000):
         chosen = set(prompts[:n])
@@ -417,13 +430,20 @@ def heads(level):
             fit_and_record("both, " + name, level, train, val, columns=columns)
 
 
-def coin_head(like, out):
-    """The control "both, samples by a coin" of level 1 as a reward model folder for reinforce.py:
-    LIKE, a reward model of the bundled data, with another head."""
+def control_head(kind, like, out):
+    """A head of level 1 as a reward model folder for reinforce.py: fitted to "written" pairs, to
+    "samples", or to both with the samples ordered by a "coin". LIKE: the bundled data's."""
     pairs, encoded, x, rows = load_features()[0]
+    written = is_written(pairs)
+    if kind == "coin":
+        rows = by_a_coin(rows, written)
+    else:
+        mask = written if kind == "written" else ~written
+        encoded = list(compress(encoded, mask))
+        rows = rows[mask]
     folds = torch.tensor([e.dialogue % 5 for e in encoded])
-    W, b, penalty = fit_penalised(x[:, COLUMNS[20]], by_a_coin(rows, is_written(pairs)),
-                                  prompt_weights(encoded, 0), folds, RewardConfig(level=1))
+    W, b, penalty = fit_penalised(x[:, COLUMNS[20]], rows, prompt_weights(encoded, 0), folds,
+                                  RewardConfig(level=1))
     shutil.copytree(like, out)
     save_file({"weight": W.T.contiguous(), "bias": b}, Path(out) / "head.safetensors")
     (Path(out) / "metrics.json").write_text(json.dumps({"layer": 20, "penalty": penalty}))
@@ -495,8 +515,7 @@ def two_judges(reward_model, seed):
                             RewardConfig(level=1))
     cfg = ReinforceConfig(device="cpu", seed=seed)
     setup = start(cfg)
-    prompts, keys = usable_prompts(setup.chat, setup.val, cfg, "evaluation")
-    prompts, keys = prompts[:cfg.eval_prompts], keys[:cfg.eval_prompts]
+    prompts, keys = usable_prompts(setup.chat, setup.val, cfg, "evaluation", cfg.eval_prompts)
     own = load_reward_model(reward_model, setup, "cpu")
     both = torch.nn.Linear(len(W), own.out_features + 1).requires_grad_(False)  # in one pass
     both.load_state_dict({"weight": torch.cat([own.weight, W.T]), "bias": torch.cat([own.bias, b])})
@@ -623,7 +642,7 @@ COMMANDS = {
     "cooled": cooled, "aligned_sheets": make_aligned, "bundle": bundle, "heads": heads,
     "controls": controls, "aligned": aligned, "written": written, "record": record,
     "validated": validated,
-    "checkpoints": checkpoints, "untrained_arms": untrained_arms, "coin_head": coin_head,
+    "checkpoints": checkpoints, "untrained_arms": untrained_arms, "control_head": control_head,
     "doubled": doubled, "pure_noise": pure_noise, "variance": variance}
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ PAIRS = ("samples", "one temperature", "two temperatures", "written")
 SHORT = ("samples", "written")
 
 # patterns of reward models' names: by number of ranked prompts, by features, all others, the chief
-CURVE = r"written pairs|both(, \d+ ranked prompts)?"
+CURVE = r"written pairs|both(, \d+ ranked prompts|, with later prompts)?"
 FEATURES = "both(, la.*)?"  # layers, last token
 OTHERS = r"(?!both, la|both, \d).*"
 CHIEF = "written pairs|samples|both(, samples by a coin)?|mean log-prob.*"
