@@ -7,8 +7,8 @@ For each policy and each reward model: the mean score, the paired difference to 
 the share of answers that score above the SFT model's to the same prompt and seed (a tie: half). For
 each policy: KL, perplexity under the SFT model, length, share of answers that end, repetition. The
 SFT model is always the first row. Scores are computed in float32. Scoring a policy by a reward
-model it was not trained on ("cross-scoring") shows whether it learnt what people prefer, or what
-its own reward model likes.
+model it was not trained on ("cross-scoring") hints at whether it learnt more than what its own
+reward model likes; the less the two share data, the better.
 
 Left out, and why: a language model as judge. It needs one; OUT.json holds every answer and score.
 

@@ -481,9 +481,9 @@ def main(cfg):
         raise InputError(f"batch is {cfg.batch}; give at most the {len(prompts)} training prompts, "
                          f"and a multiple of the {PROCESSES} processes")
     check_model(sft, chat, cfg)
-    made = cfg.rm and (Path(cfg.rm) / "metrics.json").exists()
+    rm_exists = cfg.rm and (Path(cfg.rm) / "metrics.json").exists()
     wait_for_all()  # all have looked
-    if made:  # used whatever --pairs and the like say
+    if rm_exists:  # used whatever --pairs and the like say
         rm = load_reward_model(cfg.rm, setup, cfg.device)
     else:
         rm = get_reward_model(cfg, setup)

@@ -20,7 +20,6 @@ import time
 import zipfile
 from collections import Counter
 from dataclasses import fields, replace
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,13 +87,8 @@ SFT = tiny_llama(layers=3).requires_grad_(False)
 HEAD = torch.nn.Linear(32, 10).requires_grad_(False)
 HEAD.layer = 1
 HEAD.trunk = "frozen"
-
-
-def random_trunk():
-    trunk = make_model(kind=AutoModelForSequenceClassification, scale=1, vocab_size=64,
+random_trunk = partial(make_model, kind=AutoModelForSequenceClassification, scale=1, vocab_size=64,
                        num_labels=10, pad_token_id=63)
-    trunk.trunk = "trained"
-    return trunk
 
 
 def random_logits(*shape):
@@ -268,7 +262,7 @@ def test_validation_is_a_loop_over_prompts_and_their_pairs(level, K):
     near(metrics["calibration_error"], sum(abs(sum(gaps)) for gaps in bins.values()) / 8)
 
 
-def test_readouts_by_enumeration_their_limits_and_win_by_the_order_of_scores_alone(monkeypatch):
+def test_readouts_by_enumeration_and_the_limits_of_alpha():
     past = torch.arange(10.0).double().softmax(0)
     for z in random_logits(4, 10):
         q = z.softmax(-1).tolist()
@@ -277,18 +271,12 @@ def test_readouts_by_enumeration_their_limits_and_win_by_the_order_of_scores_alo
         entropy = -sum(x * math.log(x) for x in q)
         entropic = -math.log(sum(math.exp(-0.7 * k) * q[k - 1] for k in range(1, 11))) / 0.7
         win = sum(q[i] * past[j].item() * (0.5 if i == j else i > j) for i, j in SCORES)
-        for name, risk, value in (
-                ("mean", 0.7, mean), ("variance", 0.7, mean - 0.7 * sd), ("win", 0.7, win),
-                ("entropy", 0.7, mean - 0.7 * entropy), ("entropic", 0.7, entropic),
-                ("entropic", 1e-6, mean), ("entropic", 1e6, 1.0)):
-            near(READOUTS[name](z[None].softmax(-1), past, risk), [value])
-            if risk == 0.7:
-                near(read_scores(z[None], past, config(readout=name, risk=risk)), [value])
+        for name, value in (("mean", mean), ("variance", mean - 0.7 * sd), ("win", win),
+                            ("entropy", mean - 0.7 * entropy), ("entropic", entropic)):
+            near(read_scores(z[None], past, config(readout=name, risk=0.7)), [value])
+        for risk, value in ((1e-6, mean), (1e6, 1.0)):
+            near(READOUTS["entropic"](z[None].softmax(-1), past, risk), [value])
         assert read_scores(z[None, :1], past, config(level=1)) == z[0]
-    before = {name: readout(past[None], past, 0.7) for name, readout in READOUTS.items()}
-    monkeypatch.setattr("reinforce.scores_like", lambda p: torch.arange(1.0, 11).to(p) ** 3)
-    for name, readout in READOUTS.items():
-        assert (readout(past[None], past, 0.7) == before[name]) == (name == "win"), name
 
 
 def test_baselines_are_a_moving_average_the_mean_of_all_and_a_constant():
@@ -349,12 +337,10 @@ def test_a_bfloat16_copy_samples_and_keeps_its_buffers():
     seen = set()
 
     def look(model, args):
-        seen.update(("weight", p.dtype) for p in model.parameters())
-        seen.update(("buffer", b.dtype) for b in model.buffers())
+        seen.update((p.dtype, b.dtype) for p in model.parameters() for b in model.buffers())
     policy.register_forward_pre_hook(look)
     answer_all(policy, PROMPTS[:2], KEYS[:2], 0, 0, config(precision="bf16"), END)
-    # angles in bfloat16 would be others
-    assert seen == {("weight", torch.bfloat16), ("buffer", torch.float32)}
+    assert seen == {(torch.bfloat16, torch.float32)}  # angles in bfloat16 would be others
     assert {p.dtype for p in policy.parameters()} == {torch.float32}
 
 
@@ -362,6 +348,7 @@ def test_a_bfloat16_copy_samples_and_keeps_its_buffers():
 def test_scores_and_logprobs_of_a_padded_batch_are_those_of_single_texts(temperature):
     logp = torch.stack([plain_logprobs(SFT, *text, temperature).sum() for text in TEXTS])
     trunk = random_trunk().requires_grad_(False)
+    trunk.trunk = "trained"
     by_head = [HEAD(plain_features(*text)) for text in TEXTS]
     by_trunk = [trunk(torch.tensor([x + y])).logits[0] for x, y in TEXTS]
     for rm, scores in ((HEAD, by_head), (trunk, by_trunk)):
@@ -493,8 +480,8 @@ FORGETS = CHATML.replace(
 ENDLESS = CHATML.replace("m['content'] }}", "m['content'] }}{{ '!' if m['content'] == 'far' }}")
 JOINS = CHATML.replace("\n' }}{{ m", ": ' }}{{ m").replace("assistant\n", "assistant: ")
 REWRITES = CHATML.replace("m['content']", "m['content'] | replace('miles', 'hours')")
-PLAIN = ("{% if messages[0]['role'] == 'system' or messages[1:] and messages[1]['role'] == 'user'"
-         " %}{{ raise_exception('take turns') }}{% endif %}" + CHATML)
+PLAIN = ("{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+         + CHATML)
 
 
 def make_tokenizer(template=CHATML, blank=False, end="<|im_end|>"):
@@ -606,10 +593,8 @@ BEHIND = "does not write the answer .* and its end behind the prompt, which ends
     ("row 1: .*is empty", lambda: load([talk(turn("user", None))])),
     ("by the first user turn, of which there are 1 different",
      lambda: load([row | {"prompt": [turn("system", row["prompt"]), ASK]} for row in TOY])),
-    ("row 7: the chat template refuses .*take turns",
-     lambda: encode(ROW | {"prompt": [SYSTEM, ASK]}, make_tokenizer(PLAIN))),
-    ("row 7: the chat template refuses .*take turns",
-     lambda: encode(ROW | {"prompt": [ASK, ASK]}, make_tokenizer(PLAIN))),
+    ("row 7: the chat template refuses .*no system",
+     lambda: encode(ROW | {"system": "Be brief."}, make_tokenizer(PLAIN))),
     ("row 7: the chat template leaves out the system turn 'Be brief.'",
      lambda: encode(ROW | {"system": "Be brief."}, make_tokenizer(DROPS))),
     ("all training dialogues fall into one fold", lambda: reward.fit_penalised(
@@ -623,7 +608,6 @@ BEHIND = "does not write the answer .* and its end behind the prompt, which ends
     ("row 1: 42 is no text and no message", lambda: load([ROW | {"chosen": 42}])),
     (BEHIND + ".*think", lambda: chat_of(make_tokenizer(THINKS))),
     (BEHIND, lambda: chat_of(make_tokenizer(CHATML.removesuffix(OPEN)))),
-    (BEHIND, lambda: chat_of(make_tokenizer(PLAIN.removesuffix(OPEN)))),
     ("by zero", lambda: chat_of(make_tokenizer("{{ 1 / 0 }}"))),
     ("typo, and there is no such folder", lambda: find_sft(config(sft="./typo"))),
     ("max_new is 59, but .* made for 58 tokens", lambda: check(max_position_embeddings=58)),
@@ -762,14 +746,10 @@ def test_added_tokens_that_no_turn_is_made_of_stay_as_they_are(capsys):
     assert "0 with turn markers inside" in capsys.readouterr().out
 
 
-def test_a_template_that_writes_the_date_writes_the_same_tomorrow(monkeypatch):
+def test_a_template_that_writes_the_date_writes_the_same_tomorrow():
     tokenizer = make_tokenizer("{{ strftime_now('%d %B') }}" + CHATML)
-    chat, prompts = chat_of(tokenizer), []
-    for day in (1, 2):
-        clock = type("Clock", (), {"now": partial(datetime, 2025, 6, day)})
-        monkeypatch.setattr(transformers.utils.chat_template_utils, "datetime", clock)
-        prompts.append((chat.prompt([ASK]), tokenizer.apply_chat_template([ASK], tokenize=False)))
-    assert prompts[0][0] == prompts[1][0] and prompts[0][1] != prompts[1][1]
+    chat = chat_of(tokenizer)
+    assert chat.tokenizer.decode(chat.prompt([ASK])).startswith("1 January 2025<|im_start|>user")
     assert chat.tokenizer.chat_template == tokenizer.chat_template  # which a run saves
 
 
@@ -1065,13 +1045,13 @@ def test_intervals_hold_the_truth_in_95_percent_of_new_experiments(seeds, seed_s
     assert 0.92 < held / 400
 
 
-def test_student_t_has_the_quantiles_of_its_table():
+def test_student_t_has_its_table_and_jackknife_interval_and_p_value_agree():
     for df, value in ((1, 12.706), (2, 4.303), (4, 2.776), (30, 2.042), (1000, 1.962)):
         assert tables.t_quantile(0.975, df) == pytest.approx(value, rel=2e-3)
-    one = np.random.default_rng(0).normal(size=(1, 50)) + 0.3  # one seed: the plain t-test
-    t = one.mean() / (one.std(ddof=1) / 50**0.5)
-    draws = np.random.default_rng(1).standard_t(49, 200_000)
-    assert tables.p_value(one) == pytest.approx((abs(draws) > t).mean(), abs=0.003)
+    x = np.random.default_rng(0).normal(size=20)
+    low, high = tables.interval([x])
+    assert tables.jackknife(lambda i: x[i].mean(), 20) == pytest.approx((x.mean(), low, high))
+    assert tables.p_value([x - low]) == pytest.approx(0.05)  # the interval begins at 0
 
 
 def test_holm_sign_test_and_kappa_by_hand():
@@ -1081,15 +1061,17 @@ def test_holm_sign_test_and_kappa_by_hand():
     assert tables.kappa([1, 0, -1], [1, 0, -1]) == 1
 
 
-def test_a_ranking_line_is_read_as_places_and_pairs():
-    places = experiments.read_ranking("B>A=D>C")
-    assert places == {"B": 0, "A": 1, "D": 1, "C": 2}
-    ranking = {"prompt": "x", "answers": "ABCD", "finished": [True] * 4, "places": [1, 0, 2, 1]}
-    pairs = [(i, j) for _, i, j in experiments.agreed_pairs([ranking])]
-    assert sorted(pairs) == [(0, 2), (1, 0), (1, 2), (1, 3), (3, 2)]
+def test_a_ranking_line_is_read_as_places_and_pairs_and_the_bundle_has_just_those():
+    assert experiments.read_ranking("B>A=D>C") == {"B": 0, "A": 1, "D": 1, "C": 2}
     for line in ("A>B>C", "A>B>C>C", "A<B>C>D"):
         with pytest.raises(ValueError):
             experiments.read_ranking(line)
+    ranking = {"prompt": "x", "answers": "ABCD", "finished": [True] * 4, "places": [1, 0, 2, 1]}
+    pairs = [(i, j) for _, i, j in experiments.agreed_pairs([ranking])]
+    assert sorted(pairs) == [(0, 2), (1, 0), (1, 2), (1, 3), (3, 2)]
+    made = [row for row, _, _ in experiments.agreed_pairs(tables.read_lines(tables.RANKINGS))]
+    bundled = tables.read_lines(HERE / "data/sample_pairs.jsonl.gz")
+    assert sorted(made, key=str) == sorted(bundled, key=str)
 
 
 def test_a_blind_sheet_tells_no_sides_and_is_unblinded_right(tmp_path, monkeypatch):
@@ -1114,30 +1096,18 @@ def test_a_blind_sheet_tells_no_sides_and_is_unblinded_right(tmp_path, monkeypat
 
 
 def test_win_rates_are_those_of_sheets_read_by_hand(monkeypatch):
-    def row(prompt, places, answers, finished, first="sft at 0.7"):
-        return {"prompt": prompt, "arms": [first, "l2 at 0.7"], "places": places, "reader": "A",
-                "answers": answers, "finished": finished}
-
-    rows = [row("a", [1, 0], ["so", "so it is"], [True, True]),   # the second arm is preferred
-            row("a", [0, 0], ["so", "so it is"], [True, True]),
-            row("b", [0, 1], ["so it is", "so"], [False, True]),
-            row("a", [0, 1], ["so", "so"], [True, True], "x")]
+    sheet = {"prompt": "a", "arms": ["sft at 0.7", "l2 at 0.7"], "places": [1, 0],
+             "answers": ["so", "so it is"], "finished": [True, True]}  # the second one is preferred
+    other = sheet | {"prompt": "b", "places": [0, 1], "answers": ["so it is", "so"],
+                     "finished": [False, True]}
+    rows = [sheet, sheet | {"places": [0, 0]}, other, sheet | {"arms": ["x", "l2 at 0.7"]}]
     monkeypatch.setattr(tables, "read_lines", lambda path: rows)
-    prompts = tables.duels()["sft", "l2"]
-    assert tables.win_rates(prompts).tolist() == [[0.75, 0.0]]
-    assert [tables.not_shorter(rows[0]), tables.not_shorter(rows[2])] == [True, False]
-    assert [tables.end_alike(rows[0]), tables.end_alike(rows[2])] == [True, False]
+    assert tables.win_rates(tables.duels()["sft", "l2"]).tolist() == [[0.75, 0.0]]
+    for condition in (tables.not_shorter, tables.end_alike):
+        assert [condition(sheet), condition(other)] == [True, False]
     assert tables.duel_name("sft", "l2") == "l2" and "x" in tables.duel_name("x", "l2")
     assert tables.duel_name("sft at 0.4", "l2 at 0.4") == "l2 at 0.4"
     assert tables.duel_name("sft", "sft at 0.4") == "sft at 0.4 against sft"
-
-
-def test_the_bundled_pairs_are_those_that_the_rankings_say():
-    rankings = tables.read_lines(tables.RANKINGS)
-    made = [row for row, _, _ in experiments.agreed_pairs(rankings)]
-    with gzip.open("data/sample_pairs.jsonl.gz", "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    assert sorted(made, key=str) == sorted(rows, key=str)
 
 
 def test_the_best_policy_on_a_pool_has_its_kl_and_no_other_weights_earn_more():
@@ -1168,18 +1138,10 @@ def test_gradient_moments_are_those_of_a_double_loop():
     rng = np.random.default_rng(0)
     g = rng.normal(size=(6, 4)) + 1
     a = rng.normal(size=6)
-    second, signal = tables.gradient_moments(g @ g.T, a)
     mine = a[:, None] * g
-    products = [mine[i] @ mine[j] for i in range(6) for j in range(6) if i != j]
-    assert second == pytest.approx(np.mean([v @ v for v in mine]))
-    assert signal == pytest.approx(np.mean(products))
-
-
-def test_the_jackknife_of_a_mean_is_students_interval():
-    x = np.random.default_rng(0).normal(size=20)
-    value, low, high = tables.jackknife(lambda i: x[i].mean(), 20)
-    assert value == pytest.approx(x.mean())
-    assert (low, high) == pytest.approx(tables.interval([x]))
+    second = np.mean([v @ v for v in mine])
+    signal = np.mean([v @ w for v, w in itertools.permutations(mine, 2)])
+    assert tables.gradient_moments(g @ g.T, a) == pytest.approx((second, signal))
 
 
 def test_a_sketch_keeps_inner_products():

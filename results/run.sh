@@ -11,6 +11,7 @@ data() {      # prompts are in data/; sheets are read by readers between `sheets
   python results/experiments.py sheets B held-out
   python results/experiments.py collect
   python results/experiments.py bundle
+  python results/experiments.py sheets A later    # then `collect`: prompts that are in no bundle
 }
 
 rewards() {
@@ -129,6 +130,27 @@ temperatures() {  # level 1 without the penalty, trained at other temperatures, 
   done
 }
 
+seeds() {     # two more seeds of both levels without the penalty, and coin labels, all read at 0.4
+  policies=()
+  for level in 1 2; do
+    for seed in 2 3; do
+      out=runs/level$level-no-penalty-seed$seed
+      python reinforce.py --level $level --eos_penalty 0 --seed $seed --rm runs/demo_pairs-reward$level --out $out
+      python results/experiments.py record "level $level, no penalty, seed $seed" $out
+      policies+=("l$level, no penalty, seed $seed=$out")
+    done
+  done
+  python reinforce.py --level 1 --eos_penalty 0 --rm runs/coin-reward1 --out runs/level1-coin-no-penalty
+  python results/experiments.py record "level 1, coin labels, no penalty" runs/level1-coin-no-penalty
+  policies+=("l1, coin labels, no penalty=runs/level1-coin-no-penalty" "l2, no penalty=runs/level2-no-penalty")
+  python results/experiments.py cooled 0.4 all runs/trained.json "${policies[@]}"
+  for reader in A B; do
+    for policy in "${policies[@]}"; do
+      python results/experiments.py duels runs/trained.json $reader "sft at 0.4" "${policy%%=*} at 0.4"
+    done
+  done
+}
+
 drawn() {     # a run whose rewards are drawn
   python results/experiments.py pure_noise 1 runs/demo_pairs-reward1 runs/level1-noise
 }
@@ -137,6 +159,15 @@ human() {     # human pairs: `human NAME FILE` for each file of preference pairs
   for level in 1 2; do
     python reward.py --level $level --data $2 --max_len 1024 --rm runs/human-$1-reward$level
     python results/experiments.py validated $1 runs/human-$1-reward$level
+  done
+}
+
+human_policy() {  # of `human hh_helpful FILE`
+  python reinforce.py --level 1 --eos_penalty 0 --rm runs/human-hh_helpful-reward1 --out runs/level1-human
+  python results/experiments.py record "level 1, human pairs, no penalty" runs/level1-human
+  python results/experiments.py cooled 0.4 all runs/trained.json "l1, human pairs=runs/level1-human"
+  for reader in A B; do
+    python results/experiments.py duels runs/trained.json $reader "sft at 0.4" "l1, human pairs at 0.4"
   done
 }
 

@@ -161,12 +161,12 @@ def cell(values, sign=""):
     return bracket(np.mean(values), *interval(values), sign)
 
 
-def policies_table(temperatures=(0.7,)):
-    """A row for each run of reinforce.py at these temperatures: what its verdict says."""
+def policies_table(names):
+    """A row for each run of reinforce.py whose name is of a pattern: what its verdict says."""
     rows = []
     for run in lines_of("policy"):
         v = run["verdict"]
-        if v["temperature"] not in temperatures:
+        if not re.fullmatch(names, run["name"]):
             continue
         gain = np.array([v["difference"], *v["interval"]]) / v["unit"]
         rows.append([run["name"], bracket(*gain, "+"), bracket(v["win_rate"], *v["win_interval"]),
@@ -420,8 +420,10 @@ def contrasts_table():
     for temperature in ("", " at 0.4"):
         rates = {second: dict(zip(prompts, win_rates(prompts)[0]))
                  for (first, second), prompts in duels().items() if first == "sft" + temperature}
-        control = rates.pop("l1, coin labels" + temperature)
+        control = rates["l1, coin labels" + temperature]
         for arm, wins in rates.items():
+            if "coin" in arm or "seed" in arm:  # other controls; seeds_table() has these
+                continue
             name = duel_name("sft" + temperature, arm)
             differences[name] = [[wins[p] - control[p] for p in wins if p in control]]
     corrected = holm([p_value(d) for d in differences.values()])
@@ -435,6 +437,8 @@ ARMS = (("l1, long", "l1, no penalty"), ("l2, long", "l2, no penalty"), ("l2, lo
         ("l1, doubled at 0.4", "l1, long at 0.4"), ("l2, doubled at 0.4", "l2, long at 0.4"),
         ("best of 16", "l1, long"), ("best of 4", "l1, long"),
         ("l1, long at 0.4", "l1, no penalty at 0.4"),
+        ("l1, no penalty at 0.4", "l1, coin labels, no penalty at 0.4"),
+        ("l1, no penalty at 0.4", "l1, human pairs at 0.4"),
         ("l1, no penalty, trained at 0.4 at 0.4", "l1, no penalty at 0.4"),
         ("l1, no penalty, trained at 1.0 at 0.4", "l1, no penalty at 0.4"))
 
@@ -448,6 +452,21 @@ def arms_table():
         d = [rates[one][p] - rates[other][p] for p in rates[one] if p in rates[other]]
         rows.append([f"{one} minus {other}", len(d), cell([d], "+")])
     return markdown(["policies", "prompts", "difference of win rates"], rows)
+
+
+def seeds_table():
+    """Three seeds of training, read at 0.4: win rates over seeds and prompts, both of them drawn."""
+    rates = {}  # {level: (S, N)}
+    for level in (1, 2):
+        arms = [f"l{level}, no penalty{seed} at 0.4" for seed in ("", ", seed 2", ", seed 3")]
+        of_arm = [duels()["sft at 0.4", arm] for arm in arms]
+        rates[level] = np.concatenate([win_rates({p: verdicts[p] for p in of_arm[0]})
+                                       for verdicts in of_arm])
+    rows = [[f"level {level}", *(f"{rate:.2f}" for rate in r.mean(1)), cell(r)]
+            for level, r in rates.items()]
+    d = rates[2] - rates[1]
+    rows.append(["level 2 minus level 1", *(f"{mean:+.2f}" for mean in d.mean(1)), cell(d, "+")])
+    return markdown(["640 answers, no penalty", "seed 0", "seed 2", "seed 3", "mean"], rows)
 
 
 def draw_readers(path):
@@ -593,12 +612,13 @@ def noise_table():
     return markdown(["score", "compared with", *CONDITIONS], rows)
 
 
-TABLES = {"policies": policies_table, "temperatures": partial(policies_table, (0.4, 1.0)),
+TABLES = {"policies": partial(policies_table, "(?!.*(trained at|seed|human)).*"),
+          "more_policies": partial(policies_table, ".*(trained at|seed|human).*"),
           "sheets": partial(sheets_table, *CONDITIONS_OF_READING),
           "short_sheets": partial(sheets_table, "where both or neither ends",
-                                  without=("doubled", "trained at", "l1 at 0.4", "l2 at 0.4")),
+                                  without=("doubled", "trained at", "l1 at 0.4", "l2 at 0.4", "seed")),
           "contrasts": contrasts_table, "parts": parts_table, "agreement": agreement_table,
-          "arms": arms_table, "samples": samples_table, "checkpoints": checkpoints_table,
+          "arms": arms_table, "seeds": seeds_table, "samples": samples_table, "checkpoints": checkpoints_table,
           "aligned": aligned_table, "rewards": partial(reward_table, OTHERS),
           "short_rewards": partial(reward_table, CHIEF, SHORT), "gains": gains_table,
           "features": features_table, "readers": readers_table, "noise": noise_table,
