@@ -48,14 +48,10 @@ DOUBLE = 150              # held-out prompts that two readers rank: those with t
 PROMPTS = 64              # held-out prompts of every sheet of policies
 
 
-def append_lines(path, records):
+def append_lines(path, *records):
     with open_lines(path, "a") as file:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
-def append_line(path, record):
-    append_lines(path, [record])
 
 
 def all_prompts():
@@ -84,7 +80,7 @@ def sample_answers(path, policy, chat, rows, temperatures, step, batch):
             numbers = uniforms(0, step + number, keys, MAX_NEW)
             answers.append(sample(policy, ids, numbers, temperature, chat.end))
         for row, four in zip(part, zip(*answers)):
-            append_line(path, {
+            append_lines(path, {
                 **row, "answers": chat.tokenizer.batch_decode(four, skip_special_tokens=True),
                 "finished": [a[-1] == chat.end for a in four], "temperatures": temperatures})
         print(f"{i + len(part)} of {len(todo)} prompts", flush=True)
@@ -227,7 +223,6 @@ def collect():
     """Sheets with a .ranked file (lines `17: B>A=D>C`) -> rankings.jsonl; of duels SHEETS, of part
     "later" LATER."""
     new = {SHEETS: [], RANKINGS: [], LATER: []}
-    known = {path: read_lines(path) for path in new}
     for path in sorted(WORK.glob("*.ranked")):
         key = json.loads(path.with_suffix(".key.json").read_text(encoding="utf-8"))
         for number, line in re.findall(r"^(\d+): *(\S+)$", path.read_text(), re.M):
@@ -238,10 +233,10 @@ def collect():
             target = SHEETS if "arms" in row else RANKINGS
             if path.name.startswith("later-"):
                 target = LATER
-            if row not in known[target]:
-                new[target].append(row)
+            new[target].append(row)
     for path, rows in new.items():
-        append_lines(path, rows)
+        known = read_lines(path)
+        append_lines(path, *(row for row in rows if row not in known))
 
 
 def agreed_pairs(rankings):
@@ -292,8 +287,9 @@ def make_features(setup, prompt, answers):
 
 
 def load_features():
-    """Pairs for training, held-out ones and those of LATER, each as (pairs, encoded, features
-    (N, D), rows (B, 2)). Features are kept in WORK/features.pt, as they take half an hour."""
+    """Pairs for training, held-out ones, and the former with those of LATER, each as (pairs,
+    encoded, features (N, D), rows (B, 2)). Features are kept in WORK/features.pt, as they take half
+    an hour."""
     cfg = RewardConfig(device="cpu")
     setup = start(cfg)
     path = WORK / "features.pt"
@@ -309,20 +305,13 @@ def load_features():
 
     later = [to_pair(row, "ranking") for row, _, _ in agreed_pairs(read_lines(LATER))]
     parts = []
-    for pairs in (setup.train, setup.val, later):
+    for pairs in (setup.train, setup.val, setup.train + later):
         encoded = encode_pairs(setup.chat, pairs, cfg.max_len, "pairs")
         if len(encoded) != len(pairs):
             raise ValueError("masks over pairs and rows of encoded pairs would not fit")
         parts.append((pairs, encoded, *over_answers(features, encoded)))
     torch.save(known, path)
     return parts
-
-
-def join(first, second):
-    """Two parts as one."""
-    pairs, encoded, x, rows = zip(first, second)
-    rows = [rows[0], rows[1] + len(x[0])]
-    return sum(pairs, []), sum(encoded, []), torch.cat(x), torch.cat(rows)
 
 
 def is_written(pairs):
@@ -372,7 +361,7 @@ def record_heldout(name, level, logits, part, **more):
     for sign, column in (("length", LENGTH), ("finished", FINISHED)):
         both = torch.stack([score, x[samples, column]])
         line["correlation with " + sign] = torch.corrcoef(both)[0, 1].item()
-    append_line(RUNS, line)
+    append_lines(RUNS, line)
     print(name, level, more, {k: np.mean([*a.values()]) for k, a in line["accuracy"].items()})
 
 
@@ -403,7 +392,7 @@ def fit_and_record(name, level, train, val, mask=None, columns=COLUMNS[20], seed
 def heads(level):
     """Frozen heads of one level -> runs.jsonl: by what they are fitted to, by the number of ranked
     prompts, and (level 1) by their features."""
-    train, val, later = load_features()
+    train, val, more = load_features()
     pairs, encoded, x, rows = train
     written = is_written(pairs)
     coin = (pairs, encoded, x, by_a_coin(rows, written))
@@ -412,7 +401,7 @@ def heads(level):
     for seed in range(5):
         fit_and_record("written pairs", level, train, val, written, seed=seed)
         fit_and_record("both", level, train, val, seed=seed)
-        fit_and_record("both, with later prompts", level, join(train, later), val, seed=seed)
+        fit_and_record("both, with later prompts", level, more, val, seed=seed)
     prompts = list(dict.fromkeys(e.key for e in compress(encoded, ~written)))
     for n in (60, 125, 250, 500, 1000):
         chosen = set(prompts[:n])
@@ -428,6 +417,10 @@ def heads(level):
                 ("layer 20 and its last token", COLUMNS[20] + COLUMNS["last token"]),
                 ("layer 20 and mean log-prob", [*COLUMNS[20], LOGPROB])):
             fit_and_record("both, " + name, level, train, val, columns=columns)
+        x = val[2]
+        for name, score in (("shorter", -x[:, LENGTH]), ("finished", x[:, FINISHED]),
+                            ("mean log-prob of the SFT model", x[:, LOGPROB])):  # no reader needed
+            record_heldout(name, 1, score[:, None], val)
 
 
 def control_head(kind, like, out):
@@ -449,15 +442,6 @@ def control_head(kind, like, out):
     (Path(out) / "metrics.json").write_text(json.dumps({"layer": 20, "penalty": penalty}))
 
 
-def controls():
-    """What needs no reader, on the held-out pairs -> runs.jsonl."""
-    val = load_features()[1]
-    x = val[2]
-    for name, score in (("shorter", -x[:, LENGTH]), ("finished", x[:, FINISHED]),
-                        ("mean log-prob of the SFT model", x[:, LOGPROB])):
-        record_heldout(name, 1, score[:, None], val)
-
-
 def judge_pairs(kind, name, folder, setup, pairs, **more):
     """A reward model made by reward.py on some pairs -> runs.jsonl."""
     rm = load_reward_model(folder, setup, "cpu")
@@ -470,7 +454,7 @@ def judge_pairs(kind, name, folder, setup, pairs, **more):
 
     logits, rows = over_answers(scores, encoded)
     accuracy = accuracy_by_prompt(logits, rows, encoded)
-    append_line(RUNS, {"kind": kind, "name": name, **more, "level": rm.level, "trunk": rm.trunk,
+    append_lines(RUNS, {"kind": kind, "name": name, **more, "level": rm.level, "trunk": rm.trunk,
                        "pairs": len(encoded), "accuracy": accuracy})
     print(name, len(encoded), np.mean([*accuracy.values()]))
 
@@ -494,14 +478,14 @@ def validated(name, folder):
     """A reward model's own validation, on other data than ours, as a line of runs.jsonl."""
     metrics = json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8"))
     level = read_config(folder)["level"]
-    append_line(RUNS, {"kind": "validated", "name": name, "level": level} | metrics)
+    append_lines(RUNS, {"kind": "validated", "name": name, "level": level} | metrics)
 
 
 def record(name, folder):
     """A finished run of reinforce.py as a line of runs.jsonl."""
     folder = Path(folder)
     verdict = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
-    append_line(RUNS, {"kind": "policy", "name": name, "verdict": verdict,
+    append_lines(RUNS, {"kind": "policy", "name": name, "verdict": verdict,
                        "run": read_config(folder), "steps": read_lines(folder / "metrics.jsonl")})
 
 
@@ -535,13 +519,13 @@ def two_judges(reward_model, seed):
 def checkpoints(name, reward_model, seed, *files):
     """The SFT model and one run's checkpoints, by two judges -> runs.jsonl."""
     setup, judged = two_judges(reward_model, seed)
-    append_line(RUNS, {"kind": "checkpoint", "name": name, "step": 0} | judged(setup.sft))
+    append_lines(RUNS, {"kind": "checkpoint", "name": name, "step": 0} | judged(setup.sft))
     policy = copy.deepcopy(setup.sft)
     for file in files:
         saved = torch.load(file, weights_only=True)
         policy.load_state_dict(saved["policy"])
         step = len(saved["state"]["log"])
-        append_line(RUNS, {"kind": "checkpoint", "name": name, "step": step} | judged(policy))
+        append_lines(RUNS, {"kind": "checkpoint", "name": name, "step": step} | judged(policy))
 
 
 def doubled(name, reward_model, seed, out, *files):
@@ -556,7 +540,7 @@ def doubled(name, reward_model, seed, out, *files):
                 mean = (sum(weights[part].double() for weights in saved) / len(saved)).float()
                 sft = setup.sft.state_dict()[part]
                 weight.copy_(sft + factor * (mean - sft))
-        append_line(RUNS, {"kind": "checkpoint", "name": name, "step": step} | judged(policy))
+        append_lines(RUNS, {"kind": "checkpoint", "name": name, "step": step} | judged(policy))
     policy.save_pretrained(Path(out) / "model")
 
 
@@ -632,7 +616,7 @@ def variance(name, run, reward_model, at, prompts=96):
         sketches.append(sketch([p.grad for p in policy.parameters()]))
     g = torch.stack(sketches)                                                    # (N, width)
     reward = r - cfg.beta * (logp - ref_logp)
-    append_line(RUNS, {"kind": "variance", "name": name, "at": at, "baselines": b,
+    append_lines(RUNS, {"kind": "variance", "name": name, "at": at, "baselines": b,
                        "rewards": [round(R, 4) for R in reward.tolist()],
                        "products": [[round(v) for v in row] for row in (g @ g.T).tolist()]})
 
@@ -640,7 +624,7 @@ def variance(name, run, reward_model, at, prompts=96):
 COMMANDS = {
     "samples": make_samples, "sheets": make_sheets, "duels": make_duels, "collect": collect,
     "cooled": cooled, "aligned_sheets": make_aligned, "bundle": bundle, "heads": heads,
-    "controls": controls, "aligned": aligned, "written": written, "record": record,
+    "aligned": aligned, "written": written, "record": record,
     "validated": validated,
     "checkpoints": checkpoints, "untrained_arms": untrained_arms, "control_head": control_head,
     "doubled": doubled, "pure_noise": pure_noise, "variance": variance}

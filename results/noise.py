@@ -36,7 +36,7 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from reinforce import READOUTS, ReinforceConfig, sample, uniforms  # noqa: E402
-from results.experiments import (COLUMNS, MAX_NEW, POOL, SAMPLE_STEP, append_line,  # noqa: E402
+from results.experiments import (COLUMNS, MAX_NEW, POOL, SAMPLE_STEP, append_lines,  # noqa: E402
                                  expected, is_written, load_features, make_features,
                                  verdict_prompts)
 from results.tables import CONDITIONS, RUNS, grouped, lines_of  # noqa: E402
@@ -111,7 +111,7 @@ def frontier(level, folder, run):
     for n in (4, 16):
         gain = score[:, :n].amax(1) - score.mean(1)
         line[f"best of {n}"] = gain.mean().item() / unit
-    append_line(RUNS, line)
+    append_lines(RUNS, line)
     print(line)
 
 
@@ -198,7 +198,7 @@ def world(draws):
                       pool[..., COLUMNS[20]])
         for arm, score in scores.items():
             gain = gains(score, gold_pool)
-            append_line(RUNS, {
+            append_lines(RUNS, {
                 "kind": "noise", "condition": condition, "draw": draw, "arm": arm,
                 "gain": {k: [round(g, 4) for g in v.tolist()] for k, v in gain.items()}})
             print(condition, draw, arm, gain["KL 2.0"].mean().item(), flush=True)

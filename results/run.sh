@@ -15,7 +15,6 @@ data() {      # prompts are in data/; sheets are read by readers between `sheets
 }
 
 rewards() {
-  python results/experiments.py controls
   python results/experiments.py heads 1
   python results/experiments.py heads 2
 }

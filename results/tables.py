@@ -13,8 +13,8 @@ from functools import partial
 from operator import itemgetter
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
 
 HERE = Path(__file__).resolve().parent
 RUNS = HERE / "runs.jsonl"
@@ -124,13 +124,12 @@ def kappa(first, second):
 
 
 def jackknife(statistic, n):
-    """Estimate and 95 % interval of a statistic(indices of answers), from leaving one out at a time
-    (for U-statistics, whose terms share answers)."""
+    """Estimate and 95 % interval of a statistic(indices of answers), or of an array of them, from
+    leaving one out at a time (for U-statistics, whose terms share answers)."""
     everything = np.arange(n)
     value = statistic(everything)
     without = np.array([statistic(np.delete(everything, i)) for i in range(n)])
-    error = math.sqrt((n - 1) * without.var())
-    half = error * t_quantile(0.975, n - 1)
+    half = np.sqrt((n - 1) * without.var(0)) * t_quantile(0.975, n - 1)
     return value, value - half, value + half
 
 
@@ -237,10 +236,9 @@ def gains_table():
     return markdown(["paired difference", "level", *SHORT], rows)
 
 
-def draw_learning(path):
+def draw_learning():
     """Accuracy on held-out pairs of samples by the number of ranked training prompts."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axis = figure.subplots()
+    _, axis = plt.subplots(figsize=(6, 4), layout="constrained")
     for level, color in ((1, "tab:blue"), (2, "tab:orange")):
         lines = [x for x in reward_lines(CURVE) if x["level"] == level and x["bootstrap"] == 0]
         lines.sort(key=itemgetter("ranked_prompts"))
@@ -253,14 +251,12 @@ def draw_learning(path):
     axis.set(xlabel="ranked training prompts (four answers each), beside 340 written pairs",
              ylabel="accuracy, held-out pairs of samples")
     axis.legend()
-    figure.savefig(path, dpi=100)
 
 
-def draw_frontier(path):
+def draw_frontier():
     """Score against KL by the reward model of training: best weights on a pool of samples, best of
     n, and runs of reinforce.py (means over ten steps, above the held-out SFT mean; verdict)."""
-    figure = Figure(figsize=(10, 5), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
+    _, axes = plt.subplots(1, 2, sharey=True, figsize=(10, 5), layout="constrained")
     for line in lines_of("frontier"):
         axis = axes[line["level"] - 1]
         axis.plot([0, *line["kl"]], [0, *line["gain"]], color="0.2",
@@ -283,7 +279,6 @@ def draw_frontier(path):
         axis.set(xlabel="KL to the SFT model, nats", title=f"level {level}")
         axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     axes[0].set(ylabel="gain in score, SFT spreads")
-    figure.savefig(path, dpi=100)
 
 
 def readers_table():
@@ -455,7 +450,7 @@ def arms_table():
 
 
 def seeds_table():
-    """Three seeds of training, read at 0.4: win rates over seeds and prompts, both of them drawn."""
+    """Three seeds of training, read at 0.4: win rates over seeds and prompts, both drawn."""
     rates = {}  # {level: (S, N)}
     for level in (1, 2):
         arms = [f"l{level}, no penalty{seed} at 0.4" for seed in ("", ", seed 2", ", seed 3")]
@@ -469,59 +464,54 @@ def seeds_table():
     return markdown(["640 answers, no penalty", "seed 0", "seed 2", "seed 3", "mean"], rows)
 
 
-def draw_readers(path):
+def draw_readers():
     """Win rates by blind readers."""
     arms = [(duel_name(*arms), prompts) for arms, prompts in duels().items()]
     rates = [win_rates(prompts) for _, prompts in arms]
     low, high = np.array([interval(r) for r in rates]).T
-    figure = Figure(figsize=(7, 0.6 + 0.28 * len(arms)), layout="constrained")
-    axis = figure.subplots()
+    _, axis = plt.subplots(figsize=(7, 0.6 + 0.28 * len(arms)), layout="constrained")
     places = range(len(arms), 0, -1)
     axis.hlines(places, low, high, color="0.4")
     axis.plot([r.mean() for r in rates], places, "o", color="tab:blue")
     axis.axvline(0.5, color="0.7", linestyle=":")
     axis.set_yticks(places, [f"{arm} ({len(prompts)})" for arm, prompts in arms])
     axis.set(xlabel="win rate by blind readers, against the SFT model")
-    figure.savefig(path, dpi=100)
 
 
 def checkpoint_gains():
-    """(run, step, KL, gain by its own reward model, gain by an independent one) of checkpoints:
+    """{run: [(step, KL, gain by its own reward model, gain by an independent one)]} of checkpoints:
     paired differences to the SFT model, (1, N), in SFT spreads."""
-    for name, lines in grouped(lines_of("checkpoint"), "name").items():
-        sft = lines[0]
-        for line in lines[1:]:
+    points = defaultdict(list)
+    for name, (sft, *lines) in grouped(lines_of("checkpoint"), "name").items():
+        for line in lines:
             gains = [(np.array([line[judge]]) - sft[judge]) / np.std(sft[judge], ddof=1)
                      for judge in ("own", "other")]
-            yield name, line["step"], line["kl"], *gains
+            points[name].append((line["step"], line["kl"], *gains))
+    return points
 
 
 def checkpoints_table():
     """Held-out gain and KL in the course of runs."""
     rows = [[name, step, f"{kl:.2f}", cell(own, "+"), cell(other, "+")]
-            for name, step, kl, own, other in checkpoint_gains()]
+            for name, points in checkpoint_gains().items() for step, kl, own, other in points]
     return markdown(["run", "step", "KL", "by its reward model", "by the independent head"], rows)
 
 
-def draw_checkpoints(path):
+def draw_checkpoints():
     """Held-out gain against the root of KL, in the course of runs, by two judges."""
-    runs = grouped([{"name": name, "line": line} for name, *line in checkpoint_gains()], "name")
-    figure = Figure(figsize=(10, 3.5), layout="constrained")
-    axes = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
-    for axis, (name, points) in zip(axes, runs.items()):
-        steps, kl, *judges = zip(*(point["line"] for point in points))
+    _, axes = plt.subplots(1, 2, sharey=True, figsize=(10, 3.5), layout="constrained")
+    for axis, (name, points) in zip(axes, checkpoint_gains().items()):
+        steps, kl, *judges = zip(*points)
         root = np.sqrt(kl)
         for gains, judge in zip(judges, ("its reward model", "a head fitted to other pairs")):
             low, high = np.array([interval(gain) for gain in gains]).T
-            axis.errorbar(root, [gain.mean() for gain in gains], (high - low) / 2, fmt="o",
-                          label=f"by {judge}")
+            axis.errorbar(root, (low + high) / 2, (high - low) / 2, fmt="o", label=f"by {judge}")
             root = root + 0.01  # beside the first
         axis.annotate(steps[-1], (root[-1], 0.15), ha="right")
         axis.plot(0, 0, "ok")
         axis.set(xlabel="root of KL to the SFT model, nats", title=name)
     axes[0].set(ylabel="held-out gain, SFT spreads")
     axes[0].legend(loc="upper left")
-    figure.savefig(path, dpi=100)
 
 
 def aligned_table():
@@ -538,23 +528,18 @@ def gradients_table():
         products = np.array(line["products"])                                    # (N, N)
         rewards = np.array(line["rewards"])                                      # (N,)
 
-        def moments(i, b):
-            return gradient_moments(products[np.ix_(i, i)], rewards[i] - b)
+        def statistics(i, b):
+            among = products[np.ix_(i, i)]
+            second, square = gradient_moments(among, rewards[i] - b)
+            without, _ = gradient_moments(among, rewards[i])
+            return np.array([second / without, 1000 * square / (second - square)])
 
-        def length(i, b):
-            return moments(i, b)[0] / moments(i, 0.0)[0]
-
-        def signal(i, b):
-            second, square = moments(i, b)
-            return 1000 * square / (second - square)
-
-        length_of = np.diag(products)
-        best = (rewards * length_of).sum() / length_of.sum()  # least mean squared length
+        length = np.diag(products)
+        best = (rewards * length).sum() / length.sum()  # least mean squared length
         for name, b in (line["baselines"] | {"best constant": best}).items():
-            n = len(rewards)
+            found = np.transpose(jackknife(partial(statistics, b=b), len(rewards)))
             rows.append([line["name"], line["at"], name, f"{b:.2f}",
-                         bracket(*jackknife(partial(length, b=b), n)),
-                         bracket(*jackknife(partial(signal, b=b), n))])
+                         *(bracket(*one) for one in found)])
     return markdown(["run", "at its", "baseline", "b", "mean squared length, none: 1",
                      "signal to noise of 1,000 answers"], rows)
 
@@ -615,11 +600,14 @@ def noise_table():
 TABLES = {"policies": partial(policies_table, "(?!.*(trained at|seed|human)).*"),
           "more_policies": partial(policies_table, ".*(trained at|seed|human).*"),
           "sheets": partial(sheets_table, *CONDITIONS_OF_READING),
-          "short_sheets": partial(sheets_table, "where both or neither ends",
-                                  without=("doubled", "trained at", "l1 at 0.4", "l2 at 0.4", "seed")),
+          "short_sheets": partial(
+              sheets_table, "where both or neither ends",
+              without=("doubled", "trained at", "l1 at 0.4", "l2 at 0.4", "seed", "labels at",
+                       "l2, no penalty at")),
           "contrasts": contrasts_table, "parts": parts_table, "agreement": agreement_table,
-          "arms": arms_table, "seeds": seeds_table, "samples": samples_table, "checkpoints": checkpoints_table,
-          "aligned": aligned_table, "rewards": partial(reward_table, OTHERS),
+          "arms": arms_table, "seeds": seeds_table, "samples": samples_table,
+          "checkpoints": checkpoints_table, "aligned": aligned_table,
+          "rewards": partial(reward_table, OTHERS),
           "short_rewards": partial(reward_table, CHIEF, SHORT), "gains": gains_table,
           "features": features_table, "readers": readers_table, "noise": noise_table,
           "gradients": gradients_table, "trunks": trunks_table, "validated": validated_table}
@@ -636,10 +624,10 @@ def main():
     for name in PAGES:
         path = HERE.parent / name
         path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
-    draw_readers(HERE / "readers.png")
-    draw_learning(HERE / "learning.png")
-    draw_frontier(HERE / "frontier.png")
-    draw_checkpoints(HERE / "checkpoints.png")
+    for name, draw in (("readers", draw_readers), ("learning", draw_learning),
+                       ("frontier", draw_frontier), ("checkpoints", draw_checkpoints)):
+        draw()
+        plt.savefig(HERE / f"{name}.png", dpi=100)
 
 
 if __name__ == "__main__":
