@@ -397,11 +397,11 @@ def heads(level):
     written = is_written(pairs)
     coin = (pairs, encoded, x, by_a_coin(rows, written))
     fit_and_record("samples", level, train, val, ~written)
+    fit_and_record("both, with later prompts", level, more, val)
     fit_and_record("both, samples by a coin", level, coin, val)
     for seed in range(5):
         fit_and_record("written pairs", level, train, val, written, seed=seed)
         fit_and_record("both", level, train, val, seed=seed)
-        fit_and_record("both, with later prompts", level, more, val, seed=seed)
     prompts = list(dict.fromkeys(e.key for e in compress(encoded, ~written)))
     for n in (60, 125, 250, 500, 1000):
         chosen = set(prompts[:n])
