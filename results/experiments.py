@@ -423,20 +423,13 @@ def heads(level):
             record_heldout(name, 1, score[:, None], val)
 
 
-def control_head(kind, like, out):
-    """A head of level 1 as a reward model folder for reinforce.py: fitted to "written" pairs, to
-    "samples", or to both with the samples ordered by a "coin". LIKE: the bundled data's."""
+def coin_head(like, out):
+    """The control "both, samples by a coin" of level 1 as a reward model folder for reinforce.py:
+    LIKE, a reward model of the bundled data, with another head."""
     pairs, encoded, x, rows = load_features()[0]
-    written = is_written(pairs)
-    if kind == "coin":
-        rows = by_a_coin(rows, written)
-    else:
-        mask = written if kind == "written" else ~written
-        encoded = list(compress(encoded, mask))
-        rows = rows[mask]
     folds = torch.tensor([e.dialogue % 5 for e in encoded])
-    W, b, penalty = fit_penalised(x[:, COLUMNS[20]], rows, prompt_weights(encoded, 0), folds,
-                                  RewardConfig(level=1))
+    W, b, penalty = fit_penalised(x[:, COLUMNS[20]], by_a_coin(rows, is_written(pairs)),
+                                  prompt_weights(encoded, 0), folds, RewardConfig(level=1))
     shutil.copytree(like, out)
     save_file({"weight": W.T.contiguous(), "bias": b}, Path(out) / "head.safetensors")
     (Path(out) / "metrics.json").write_text(json.dumps({"layer": 20, "penalty": penalty}))
@@ -455,7 +448,7 @@ def judge_pairs(kind, name, folder, setup, pairs, **more):
     logits, rows = over_answers(scores, encoded)
     accuracy = accuracy_by_prompt(logits, rows, encoded)
     append_lines(RUNS, {"kind": kind, "name": name, **more, "level": rm.level, "trunk": rm.trunk,
-                       "pairs": len(encoded), "accuracy": accuracy})
+                        "pairs": len(encoded), "accuracy": accuracy})
     print(name, len(encoded), np.mean([*accuracy.values()]))
 
 
@@ -486,7 +479,7 @@ def record(name, folder):
     folder = Path(folder)
     verdict = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
     append_lines(RUNS, {"kind": "policy", "name": name, "verdict": verdict,
-                       "run": read_config(folder), "steps": read_lines(folder / "metrics.jsonl")})
+                        "run": read_config(folder), "steps": read_lines(folder / "metrics.jsonl")})
 
 
 def two_judges(reward_model, seed):
@@ -617,16 +610,15 @@ def variance(name, run, reward_model, at, prompts=96):
     g = torch.stack(sketches)                                                    # (N, width)
     reward = r - cfg.beta * (logp - ref_logp)
     append_lines(RUNS, {"kind": "variance", "name": name, "at": at, "baselines": b,
-                       "rewards": [round(R, 4) for R in reward.tolist()],
-                       "products": [[round(v) for v in row] for row in (g @ g.T).tolist()]})
+                        "rewards": [round(R, 4) for R in reward.tolist()],
+                        "products": [[round(v) for v in row] for row in (g @ g.T).tolist()]})
 
 
 COMMANDS = {
     "samples": make_samples, "sheets": make_sheets, "duels": make_duels, "collect": collect,
     "cooled": cooled, "aligned_sheets": make_aligned, "bundle": bundle, "heads": heads,
-    "aligned": aligned, "written": written, "record": record,
-    "validated": validated,
-    "checkpoints": checkpoints, "untrained_arms": untrained_arms, "control_head": control_head,
+    "aligned": aligned, "written": written, "record": record, "validated": validated,
+    "checkpoints": checkpoints, "untrained_arms": untrained_arms, "coin_head": coin_head,
     "doubled": doubled, "pure_noise": pure_noise, "variance": variance}
 
 if __name__ == "__main__":

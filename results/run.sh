@@ -51,7 +51,7 @@ controls() {  # what needs no REINFORCE, and a policy of coin labels
   for level in 1 2; do
     python results/noise.py frontier $level runs/demo_pairs-reward$level runs/demo_pairs-level$level
   done
-  python results/experiments.py control_head coin runs/demo_pairs-reward1 runs/coin-reward1
+  python results/experiments.py coin_head runs/demo_pairs-reward1 runs/coin-reward1
   python reinforce.py --level 1 --rm runs/coin-reward1 --out runs/level1-coin
   python results/experiments.py record "level 1, coin labels" runs/level1-coin
   python results/experiments.py cooled 0.7 first runs/coin.json "l1, coin labels=runs/level1-coin"

@@ -6,6 +6,7 @@ A table stands between `<!-- table NAME -->` and `<!-- end -->`.
 """
 import gzip
 import json
+import lzma
 import math
 import re
 from collections import Counter, defaultdict
@@ -19,14 +20,15 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 RUNS = HERE / "runs.jsonl"
 RANKINGS = HERE / "rankings.jsonl"
-SHEETS = HERE / "sheets.jsonl.gz"
+SHEETS = HERE / "sheets.jsonl.xz"
 PAGES = ("README.md", "REPORT.md", "data/README.md", "results/TABLES.md")
 ANGLE = np.linspace(-math.pi / 2, math.pi / 2, 20_001)
 
 
 def open_lines(path, mode):
-    """A .jsonl file, or a .jsonl.gz one."""
-    return (gzip.open if path.suffix == ".gz" else open)(path, mode + "t", encoding="utf-8")
+    """A .jsonl file, or a compressed one; xz also finds what is said again far away."""
+    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    return opener(path, mode + "t", encoding="utf-8")
 
 
 def read_lines(path):
