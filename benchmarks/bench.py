@@ -242,11 +242,11 @@ def main():
     work.end, work.tokenizer = chat.end, chat.tokenizer
     work.pad = min(set(chat.tokenizer.all_special_ids) - {chat.end})
     chat.tokenizer.pad_token_id = work.pad  # not the end, where a reward model reads its score
-    pairs = {}  # one a prompt, none that is cut
+    pairs = {}  # none that is cut; one a prompt, but for `reward` all, with answers as if they end
     for p in reward.load_pairs(cfg)[0]:
         ids = chat.prompt(p.messages) + chat.tokenizer(p.chosen + p.rejected)["input_ids"]
-        if all(p.finished) and len(ids) < cfg.max_len - 1:
-            pairs[p.key] = p
+        if len(ids) < cfg.max_len - 1 and (work.task == "reward" or all(p.finished)):
+            pairs[(p.key, p.chosen, p.rejected) if work.task == "reward" else p.key] = p
     pairs = list(pairs.values())[:cfg.pairs]
     work.prompts, work.keys = reinforce.usable_prompts(chat, pairs, cfg, "prompts")
     work.rows = [{"prompt": p.messages, "chosen": [{"role": "assistant", "content": p.chosen}],

@@ -44,7 +44,8 @@ TEMPERATURES = (0.7, 0.7, 0.4, 0.4)
 SAMPLE_STEP = 2**31 + 10  # of `uniforms`: + 0..3, one for each answer
 MAX_NEW = 64
 HELD_OUT = VAL_SHARE * 2**32  # prompts with a smaller key are
-DOUBLE = 150              # held-out prompts that two readers rank: those with the smallest keys
+ADDED = 656               # of prompts.jsonl, the last ones: added after the bundle was made
+DOUBLE = 150              # held-out prompts that two readers rank: the smallest keys without ADDED
 PROMPTS = 64              # held-out prompts of every sheet of policies
 
 
@@ -129,9 +130,11 @@ def make_sheets(reader, part):
     """Sheets of what this reader has not ranked yet: training prompts (parts "train" and, ranked
     after the bundle was made, "later"), or the held-out ones that two readers rank."""
     ranked = {(row["prompt"], row["reader"]) for row in read_lines(RANKINGS) + read_lines(LATER)}
+    added = {row["prompt"] for row in read_lines(ROOT / "data/prompts.jsonl")[-ADDED:]}
     held_out = part == "held-out"
     rows = [row for row in read_lines(WORK / "samples.jsonl")
-            if (key_of(row) < HELD_OUT) == held_out]
+            if (key_of(row) < HELD_OUT) == held_out
+            and (row["prompt"] in added) == (part == "later")]
     rows.sort(key=key_of)
     if held_out:
         rows = rows[:DOUBLE]
@@ -260,6 +263,19 @@ def bundle():
             file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
 
 
+def one_pair_each():
+    """Of each ranked training prompt one row of the bundle, drawn."""
+    rng = np.random.default_rng(0)
+    rows = read_lines(ROOT / "data" / "sample_pairs.jsonl.gz")
+    drawn = [same[rng.integers(len(same))] for same in grouped(rows, "prompt").values()]
+    return [row for row in drawn if key_of(row) >= HELD_OUT]
+
+
+def one_pair(out):
+    """The same as a file: all that an epoch of a trained trunk has time for on a CPU."""
+    append_lines(Path(out), *one_pair_each())
+
+
 # ----- reward models: what they are fitted to, and on which pairs they are right -----
 
 # columns of features: layers (of 30) averaged over the answer's tokens, the state of its last token
@@ -314,6 +330,10 @@ def load_features():
     return parts
 
 
+def texts_of(pair):
+    return pair.messages[0]["content"], pair.chosen, pair.rejected
+
+
 def is_written(pairs):
     """(B,): whether a pair is a written one, not of samples."""
     return torch.tensor([None not in p.ratings for p in pairs])
@@ -346,10 +366,9 @@ def record_heldout(name, level, logits, part, **more):
     are right, by prompt: written pairs and pairs of samples, of one temperature and of two; and how
     scores go with length and end on samples."""
     pairs, encoded, x, rows = part
-    known = {(row["prompt"], row["chosen"], row["rejected"]): TEMPERATURES[i] == TEMPERATURES[j]
+    known = {texts_of(to_pair(row, "ranking")): TEMPERATURES[i] == TEMPERATURES[j]
              for row, i, j in agreed_pairs(read_lines(RANKINGS))}
-    same = torch.tensor([known.get((p.messages[0]["content"], p.chosen, p.rejected), False)
-                         for p in pairs])
+    same = torch.tensor([known.get(texts_of(p), False) for p in pairs])
     written = is_written(pairs)
     line = {"kind": "reward", "name": name, "level": level, **more, "accuracy": {}}
     for kind, mask in (("written", written), ("samples", ~written),
@@ -402,6 +421,9 @@ def heads(level):
     for seed in range(5):
         fit_and_record("written pairs", level, train, val, written, seed=seed)
         fit_and_record("both", level, train, val, seed=seed)
+    drawn = {texts_of(to_pair(row, "bundle")) for row in one_pair_each()}
+    one = torch.tensor([texts_of(p) in drawn for p in pairs])
+    fit_and_record("both, one pair a prompt", level, train, val, written | one)
     prompts = list(dict.fromkeys(e.key for e in compress(encoded, ~written)))
     for n in (60, 125, 250, 500, 1000):
         chosen = set(prompts[:n])
@@ -423,48 +445,52 @@ def heads(level):
             record_heldout(name, 1, score[:, None], val)
 
 
-def coin_head(like, out):
-    """The control "both, samples by a coin" of level 1 as a reward model folder for reinforce.py:
-    LIKE, a reward model of the bundled data, with another head."""
+def control_head(kind, like, out):
+    """A head of level 1 as a reward model folder for reinforce.py: fitted to "written" pairs, to
+    "samples", or to both with the samples ordered by a "coin". LIKE: the bundled data's."""
     pairs, encoded, x, rows = load_features()[0]
+    written = is_written(pairs)
+    if kind == "coin":
+        rows = by_a_coin(rows, written)
+    else:
+        mask = written if kind == "written" else ~written
+        encoded = list(compress(encoded, mask))
+        rows = rows[mask]
     folds = torch.tensor([e.dialogue % 5 for e in encoded])
-    W, b, penalty = fit_penalised(x[:, COLUMNS[20]], by_a_coin(rows, is_written(pairs)),
-                                  prompt_weights(encoded, 0), folds, RewardConfig(level=1))
+    W, b, penalty = fit_penalised(x[:, COLUMNS[20]], rows, prompt_weights(encoded, 0), folds,
+                                  RewardConfig(level=1))
     shutil.copytree(like, out)
     save_file({"weight": W.T.contiguous(), "bias": b}, Path(out) / "head.safetensors")
     (Path(out) / "metrics.json").write_text(json.dumps({"layer": 20, "penalty": penalty}))
 
 
-def judge_pairs(kind, name, folder, setup, pairs, **more):
-    """A reward model made by reward.py on some pairs -> runs.jsonl."""
-    rm = load_reward_model(folder, setup, "cpu")
-    encoded = encode_pairs(setup.chat, pairs, RewardConfig(device="cpu").max_len, kind)
+def held_out(name, folder):
+    """A trained trunk, judged as the frozen heads are -> runs.jsonl."""
+    val = load_features()[1]
+    rm = load_reward_model(folder, start(RewardConfig(device="cpu")), "cpu")
 
     def scores(prompt, answers):
-        if rm.trunk == "frozen":
-            return rm(answer_features(setup.sft, prompt, answers, rm.layer))
         return trunk_scores(rm, [prompt] * len(answers), answers)
 
-    logits, rows = over_answers(scores, encoded)
-    accuracy = accuracy_by_prompt(logits, rows, encoded)
-    append_lines(RUNS, {"kind": kind, "name": name, **more, "level": rm.level, "trunk": rm.trunk,
-                        "pairs": len(encoded), "accuracy": accuracy})
-    print(name, len(encoded), np.mean([*accuracy.values()]))
+    logits, _ = over_answers(scores, val[1])
+    record_heldout(f"{name}, trained trunk", rm.level, logits, val)
 
 
 def aligned(name, folder, policy):
-    """On the pairs of an aligned policy's samples that both readers order alike."""
+    """A frozen head on the pairs of an aligned policy's samples that both readers order alike."""
     rankings = [row for row in read_lines(SHEETS) if row["arms"] == [policy] * 4]
     pairs = [to_pair(row, "sheet") for row, _, _ in agreed_pairs(rankings)]
     setup = start(RewardConfig(device="cpu"))
-    judge_pairs("aligned", name, folder, setup, pairs, policy=policy)
+    rm = load_reward_model(folder, setup, "cpu")
+    encoded = encode_pairs(setup.chat, pairs, RewardConfig(device="cpu").max_len, "aligned")
 
+    def scores(prompt, answers):
+        return rm(answer_features(setup.sft, prompt, answers, rm.layer))
 
-def written(folder):
-    """On the held-out written pairs: a trained trunk, fitted to such pairs."""
-    setup = start(RewardConfig(device="cpu"))
-    pairs = list(compress(setup.val, is_written(setup.val)))
-    judge_pairs("written", Path(folder).name, folder, setup, pairs)
+    logits, rows = over_answers(scores, encoded)
+    append_lines(RUNS, {"kind": "aligned", "name": name, "policy": policy, "level": rm.level,
+                        "pairs": len(encoded),
+                        "accuracy": accuracy_by_prompt(logits, rows, encoded)})
 
 
 def validated(name, folder):
@@ -616,10 +642,11 @@ def variance(name, run, reward_model, at, prompts=96):
 
 COMMANDS = {
     "samples": make_samples, "sheets": make_sheets, "duels": make_duels, "collect": collect,
-    "cooled": cooled, "aligned_sheets": make_aligned, "bundle": bundle, "heads": heads,
-    "aligned": aligned, "written": written, "record": record, "validated": validated,
-    "checkpoints": checkpoints, "untrained_arms": untrained_arms, "coin_head": coin_head,
-    "doubled": doubled, "pure_noise": pure_noise, "variance": variance}
+    "cooled": cooled, "aligned_sheets": make_aligned, "bundle": bundle, "one_pair": one_pair,
+    "heads": heads, "aligned": aligned, "held_out": held_out, "record": record,
+    "validated": validated, "checkpoints": checkpoints, "untrained_arms": untrained_arms,
+    "control_head": control_head, "doubled": doubled, "pure_noise": pure_noise,
+    "variance": variance}
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]

@@ -173,7 +173,8 @@ def world(draws):
                             RewardConfig(level=1))
     pool = torch.stack(torch.load(POOL)["features"], 1)                          # (P, n, F)
     gold_pool = (pool[..., columns] @ W + b)[..., 0]                             # (P, n)
-    gold_pool /= (gold_pool - gold_pool.mean(1, keepdim=True)).std()  # in spreads within a prompt
+    # unit: spread within a prompt (divided by n, not n - 1: 3 % less than without bias)
+    gold_pool /= (gold_pool - gold_pool.mean(1, keepdim=True)).std()
     gold = (x[:, columns] @ W + b)[:, 0]
     print("gold itself, at 2 nats:", gains(gold_pool, gold_pool)["KL 2.0"].mean().item())
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What stands behind REPORT.md, in order. Each command goes on where it was stopped; on two CPU cores: hours.
+# What stands behind REPORT.md, in order; on two CPU cores: days. Samples and runs go on where they were stopped; results are
+# appended to runs.jsonl, so a command that is repeated needs its old lines taken out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export HF_HUB_OFFLINE=1   # the packaged SFT model and the bundled pairs, as in the report
@@ -51,7 +52,7 @@ controls() {  # what needs no REINFORCE, and a policy of coin labels
   for level in 1 2; do
     python results/noise.py frontier $level runs/demo_pairs-reward$level runs/demo_pairs-level$level
   done
-  python results/experiments.py coin_head runs/demo_pairs-reward1 runs/coin-reward1
+  python results/experiments.py control_head coin runs/demo_pairs-reward1 runs/coin-reward1
   python reinforce.py --level 1 --rm runs/coin-reward1 --out runs/level1-coin
   python results/experiments.py record "level 1, coin labels" runs/level1-coin
   python results/experiments.py cooled 0.7 first runs/coin.json "l1, coin labels=runs/level1-coin"
@@ -178,12 +179,35 @@ gradients() { # products of single answers' gradients, at both ends of the runs 
   done
 }
 
-trunks() {    # the trained trunk on written pairs, five seeds; the frozen one is in `rewards`
+trunks() {    # the trained trunk on written pairs, five seeds; then beside a ranked pair a prompt. The frozen one is in `rewards`
   for level in 1 2; do
     for seed in 0 1 2 3 4; do
       folder=runs/written-trained$level-$seed
       python reward.py --level $level --data data/demo_pairs.jsonl --trunk trained --rm_seed $seed --rm $folder
-      python results/experiments.py written $folder
+      python results/experiments.py held_out "written pairs" $folder
+    done
+  done
+  python results/experiments.py one_pair runs/one_pair.jsonl
+  python reward.py --level 1 --data data/demo_pairs.jsonl runs/one_pair.jsonl --trunk trained --rm runs/both-trained1-0
+  python results/experiments.py held_out "both, one pair a prompt" runs/both-trained1-0
+}
+
+kinds() {     # policies against reward models of one kind of pairs, or with a trained trunk, read at 0.4
+  for kind in written samples; do
+    python results/experiments.py control_head $kind runs/demo_pairs-reward1 runs/$kind-reward1
+  done
+  for rm in written-reward1 samples-reward1 both-trained1-0; do
+    python reinforce.py --level 1 --eos_penalty 0 --rm runs/$rm --out runs/level1-$rm
+  done
+  python results/experiments.py record "level 1, written pairs alone, no penalty" runs/level1-written-reward1
+  python results/experiments.py record "level 1, samples alone, no penalty" runs/level1-samples-reward1
+  python results/experiments.py record "level 1, trained trunk, no penalty" runs/level1-both-trained1-0
+  policies=("l1, written pairs alone=runs/level1-written-reward1" "l1, samples alone=runs/level1-samples-reward1"
+    "l1, trained trunk=runs/level1-both-trained1-0")
+  python results/experiments.py cooled 0.4 all runs/trained.json "${policies[@]}"
+  for reader in A B; do
+    for policy in "${policies[@]}"; do
+      python results/experiments.py duels runs/trained.json $reader "sft at 0.4" "${policy%%=*} at 0.4"
     done
   done
 }

@@ -183,7 +183,7 @@ SHORT = ("samples", "written")
 # patterns of reward models' names: by number of ranked prompts, by features, all others, the chief
 CURVE = r"written pairs|both(, \d+ ranked prompts|, with later prompts)?"
 FEATURES = "both(, la.*)?"  # layers, last token
-OTHERS = r"(?!both, la|both, \d).*"
+OTHERS = r"(?!both, la|both, \d|.*trained).*"
 CHIEF = "written pairs|samples|both(, samples by a coin)?|mean log-prob.*"
 
 
@@ -222,7 +222,8 @@ def features_table():
 
 def gains_table():
     """Paired differences to the head fitted to both, on held-out pairs of samples and written: of
-    the same bootstraps, the one fit with the one fit."""
+    bootstraps of the same seeds (they draw the same prompts only where the training prompts are the
+    same), the one fit with the one fit; and between the levels."""
     groups = grouped(reward_lines(OTHERS), "name", "level")
     both = {level: groups.pop(("both", level)) for level in (1, 2)}
     rows = []
@@ -235,6 +236,8 @@ def gains_table():
                 ours = [line for seed in seeds for line in ours if line["bootstrap"] == seed]
             cells = [cell(accuracies(ours, kind) - accuracies(lines, kind), "+") for kind in SHORT]
             rows.append([f"both minus {name}", level, *cells])
+    levels = [cell(accuracies(both[2], kind) - accuracies(both[1], kind), "+") for kind in SHORT]
+    rows.append(["both, level 2 minus level 1", "", *levels])
     return markdown(["paired difference", "level", *SHORT], rows)
 
 
@@ -258,6 +261,7 @@ def draw_learning():
 def draw_frontier():
     """Score against KL by the reward model of training: best weights on a pool of samples, best of
     n, and runs of reinforce.py (means over ten steps, above the held-out SFT mean; verdict)."""
+    digests = {run["run"]["rm_digest"] for run in lines_of("policy")[:2]}  # of the main runs
     _, axes = plt.subplots(1, 2, sharey=True, figsize=(10, 5), layout="constrained")
     for line in lines_of("frontier"):
         axis = axes[line["level"] - 1]
@@ -268,7 +272,9 @@ def draw_frontier():
             axis.plot(*place, "s", color="0.2")
             axis.annotate(f"best of {n}", place, xytext=(6, -10), textcoords="offset points")
     for run in lines_of("policy"):
-        if run["run"]["temperature"] != 0.7:
+        if run["run"]["temperature"] != 0.7 or run["run"]["rm_digest"] not in digests:
+            continue
+        if "drawn" in run["name"]:  # its log has no reward model's scores
             continue
         axis = axes[run["run"]["level"] - 1]
         v = run["verdict"]
@@ -411,22 +417,27 @@ def parts_table():
 
 
 def contrasts_table():
-    """Win rates against the SFT model, minus those of a control at the same temperature, paired by
-    prompt."""
-    differences = {}  # {arm: (1, N)}
+    """Win rates against the SFT model, minus those of a policy of coin labels at the same
+    temperature, paired by prompt: of the one trained without the penalty where the arm was, and
+    where that one was read, which is at 0.4."""
+    differences = {}  # {(arm, control): (1, N)}
     for temperature in ("", " at 0.4"):
         rates = {second: dict(zip(prompts, win_rates(prompts)[0]))
                  for (first, second), prompts in duels().items() if first == "sft" + temperature}
-        control = rates["l1, coin labels" + temperature]
         for arm, wins in rates.items():
             if "coin" in arm or "seed" in arm:  # other controls; seeds_table() has these
                 continue
+            has_penalty = arm in ("l1 at 0.4", "l2 at 0.4")
+            control = "l1, coin labels"
+            if temperature and not has_penalty:
+                control += ", no penalty"
+            those = rates[control + temperature]
             name = duel_name("sft" + temperature, arm)
-            differences[name] = [[wins[p] - control[p] for p in wins if p in control]]
+            differences[name, control] = [[wins[p] - those[p] for p in wins if p in those]]
     corrected = holm([p_value(d) for d in differences.values()])
-    rows = [[arm, len(d[0]), cell(d, "+"), f"{p:.3f}"]
-            for (arm, d), p in zip(differences.items(), corrected)]
-    return markdown(["policy", "prompts", "win rate minus that of coin labels", "p (Holm)"], rows)
+    rows = [[arm, control, len(d[0]), cell(d, "+"), f"{p:.3f}" if p >= 0.001 else "< 0.001"]
+            for ((arm, control), d), p in zip(differences.items(), corrected)]
+    return markdown(["policy", "control", "prompts", "difference of win rates", "p (Holm)"], rows)
 
 
 ARMS = (("l1, long", "l1, no penalty"), ("l2, long", "l2, no penalty"), ("l2, long", "l1, long"),
@@ -547,19 +558,22 @@ def gradients_table():
 
 
 def trunks_table():
-    """Reward models fitted to written pairs alone, on such pairs: frozen (the fit, then bootstraps)
-    and trained trunk (seeds); the difference is of the fit."""
+    """Frozen (the fit, then bootstraps) and trained trunk (seeds), fitted to the same pairs; the
+    difference is of the fit."""
     rows = []
-    for level in (1, 2):
-        frozen = [x for x in reward_lines("written pairs") if x["level"] == level]
-        keys = frozen[0]["accuracy"]["written"]
-        trained = [x["accuracy"] for x in lines_of("written") if x["level"] == level]
-        right = {"frozen": accuracies(frozen, "written"),
-                 "trained": np.array([[a[key] for key in keys] for a in trained])}   # (S, N)
-        right["frozen minus trained"] = right["frozen"][:1] - right["trained"]
-        rows += [[name, level, cell(a, "+" if "minus" in name else "")]
-                 for name, a in right.items()]
-    return markdown(["trunk", "level", "accuracy"], rows)
+    for (name, level), trained in grouped(reward_lines(".*trained trunk"), "name", "level").items():
+        data = name.removesuffix(", trained trunk")
+        frozen = [x for x in reward_lines(data) if x["level"] == level]
+        cells = []
+        for kind in SHORT:
+            if kind not in trained[0]["accuracy"]:
+                cells += ["", "", ""]
+                continue
+            ours, theirs = (accuracies(lines, kind) for lines in (frozen, trained))
+            cells += [cell(ours), cell(theirs), cell(ours[:1] - theirs, "+")]
+        rows.append([data, level, *cells])
+    return markdown(["fitted to", "level", *(f"{kind}: {trunk}" for kind in SHORT for trunk in (
+        "frozen", "trained", "frozen minus trained"))], rows)
 
 
 def validated_table():
@@ -599,8 +613,8 @@ def noise_table():
     return markdown(["score", "compared with", *CONDITIONS], rows)
 
 
-TABLES = {"policies": partial(policies_table, "(?!.*(trained at|seed|human)).*"),
-          "more_policies": partial(policies_table, ".*(trained at|seed|human).*"),
+TABLES = {"policies": partial(policies_table, "(?!.*(trained|seed|human|alone)).*"),
+          "more_policies": partial(policies_table, ".*(trained|seed|human|alone).*"),
           "sheets": partial(sheets_table, *CONDITIONS_OF_READING),
           "short_sheets": partial(
               sheets_table, "where both or neither ends",
