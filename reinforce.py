@@ -9,7 +9,8 @@ The whole answer y to a prompt x is one action. The objective is, over prompts a
     r(x, y) = score(x, y) / unit - eos_penalty [y does not end]
 
 where the score is the reward model's number (level 1) or a readout of its distribution (level 2),
-and the unit is the standard deviation of the scores of SFT answers, measured once before training.
+and the unit, one SFT spread, is the standard deviation of the scores of SFT answers, measured once
+before training.
 Its gradient is estimated from one answer a prompt, b the moving average of past R, by the
 
     mean over the batch of  (R(x, y) - b) grad log pi(y|x)                               (eqs. 6-8)
@@ -29,8 +30,8 @@ Left out, and why:
  2. Value network, GAE: the answer is one action, and the baseline is one number.
  3. Several answers a prompt (RLOO, GRPO): a moving average makes do with one.
  4. top-k, top-p, penalties: answers come from the very distribution that is trained.
- 5. Whitening of advantages: the batch mean holds the answer's own reward, and the unit sets the
-    scale already.
+ 5. Whitening of advantages: the batch mean holds the answer's own reward, which biases, and the
+    unit sets the scale already.
 
 Shapes: B prompts with one answer each, P prompt tokens, T answer tokens, K scores, V vocabulary.
 """
@@ -94,7 +95,7 @@ READOUTS = {"mean": readout_mean, "variance": readout_variance, "entropy": reado
 
 def read_scores(logits, past, cfg):
     """A reward model's outputs (B, K) -> scores (B,): the number if K = 1, else the readout. Under
-    `win` scores of different steps have different yardsticks: past moves."""
+    `win` scores of different steps cannot be compared: past moves."""
     if logits.shape[1] == 1:
         return logits[:, 0]
     return READOUTS[cfg.readout](logits.softmax(-1), past, cfg.risk)
@@ -117,7 +118,7 @@ class ReinforceConfig(RewardConfig):
     eos_penalty: float = setting(1.0, "off an answer that does not end, in spreads")
     baseline: Literal["ema", "mean", "none"] = setting(
         "ema", "ema: moving average of past rewards, mean: average of all of them, none: 0")
-    decay: float = setting(0.9, "share of its value that the ema keeps a step")
+    decay: float = setting(0.9, "share of its value that the ema (of win's past too) keeps a step")
     clip: float = setting(1.0, "limit of the gradient norm")
     calibration: int | None = setting(None, "SFT answers that set the unit of reward")
     eval_prompts: int | None = setting(None, "held-out prompts at most")
@@ -130,8 +131,8 @@ class ReinforceConfig(RewardConfig):
 def next_baseline(b, batch_mean, step, cfg):
     """b after update number `step` (0, 1, ...).
 
-    ema: moving average of past rewards. mean: of all of them (eq. 8), the SFT samples that give the
-    first b, in calibrate(), counting as one batch. none: b as it was, 0."""
+    ema: moving average of past rewards. mean: of all of them (eq. 8), step + 1 batches and, as one
+    more, the first b, from the SFT samples of calibrate(). none: b as it was, 0."""
     keep = {"ema": cfg.decay, "mean": (step + 1) / (step + 2), "none": 1.0}[cfg.baseline]
     return keep * b + (1 - keep) * batch_mean
 
@@ -161,7 +162,7 @@ def sample(policy, prompts, uniform, temperature, end):
     ids, mask = inputs["input_ids"], inputs["attention_mask"]                    # (B, P)
     positions = inputs["position_ids"]                                           # (B, P)
     uniform = uniform.to(policy.device)
-    answers = torch.full(uniform.shape, end, device=policy.device)               # (B, T)
+    answers = torch.full(uniform.shape, end, device=policy.device)  # (B, T); not drawn: end
     rows = torch.arange(len(prompts), device=policy.device)  # of answers still in the batch
     cache = DynamicCache(config=policy.config)
     for t in range(uniform.shape[1]):
@@ -323,9 +324,10 @@ def train_policy(policy, optimizer, sft, rm, prompts, keys, state, chat, cfg, do
         state.past_distribution = (cfg.decay * state.past_distribution
                                    + (1 - cfg.decay) * distribution)
 
-        # one line and, every ten steps, one answer. R - b has the spread of R: b is one number
+        # one line and, every ten steps, one answer
         metrics = {"step": step + 1, "score": m["score"], "reward": m["reward"], "kl": m["kl"],
                    "baseline": b, "entropy": -m["logp"] / m["length"],  # an estimate
+                   # R - b has the spread of R: b is one number
                    "advantage_sd": math.sqrt(max(0.0, m["square"] - m["reward"] ** 2)),
                    "length": m["length"], "ended": m["ended"], "grad_norm": norm,
                    "seconds": time.perf_counter() - began}
@@ -350,7 +352,7 @@ def calibrate(sft, rm, prompts, keys, chat, cfg):
     """SFT answers to training prompts, two to each, give the unit of reward and the first values of
     the moving averages -> the State that training starts from."""
     n = min(max(1, cfg.calibration // 2), len(prompts))
-    x = prompts[:n] * 2
+    x = prompts[:n] * 2  # rows i and n + i: two answers to one prompt
     y = []
     for i in range(2):
         y += answer_all(sft, prompts[:n], keys[:n], cfg.seed, CALIBRATION_STEP + i, cfg,
@@ -439,10 +441,13 @@ def draw_curves(log, path):
 def usable_prompts(chat, pairs, cfg, what, most=None):
     """(prompts as ids, keys) of the first different prompts of at most max_prompt tokens; those
     that differ in case and blanks only count as one."""
-    unique = {p.key: chat.prompt(p.messages, p.where) for p in pairs}
+    unique = {}
+    for p in pairs:
+        if p.key not in unique:
+            unique[p.key] = chat.prompt(p.messages, p.where)
     kept = {key: ids for key, ids in unique.items() if len(ids) <= cfg.max_prompt}
-    print(f"{what}: {len(kept)} prompts; {len(unique) - len(kept)} longer than max_prompt "
-          f"{cfg.max_prompt} left out")
+    print(f"{what}: {len(list(kept)[:most])} of {len(kept)} prompts; {len(unique) - len(kept)} "
+          f"longer than max_prompt {cfg.max_prompt} left out")
     if len(kept) < 2:
         raise InputError(f"{what}: {len(kept)} prompts have at most max_prompt {cfg.max_prompt} "
                          "tokens, two are needed; raise it or give more data")
@@ -483,21 +488,24 @@ def main(cfg):
     check_model(sft, chat, cfg)
     rm_exists = cfg.rm and (Path(cfg.rm) / "metrics.json").exists()
     wait_for_all()  # all have looked
-    if rm_exists:  # used whatever --pairs and the like say
+    if rm_exists:  # named and finished: used whatever --pairs and the like say
         rm = load_reward_model(cfg.rm, setup, cfg.device)
     else:
         rm = get_reward_model(cfg, setup)
     if rm.level != cfg.level:
         raise InputError(f"{cfg.rm} is of level {rm.level}, not {cfg.level}; give another --rm or "
                          "--level")
-    if claim_folder(out, vars(cfg), setup.contents | {"rm_digest": rm.digest}, "verdict.json"):
+    checkpoint = out / "checkpoint.pt"
+    finished = claim_folder(out, vars(cfg), setup.contents | {"rm_digest": rm.digest},
+                            "verdict.json")
+    if finished:
+        checkpoint.unlink(missing_ok=True)  # there if a kill came right behind the verdict
         print("finished before:", verdict_line(json.loads((out / "verdict.json").read_text())))
         return
 
     # policy, optimizer and averages, new or from the checkpoint
     policy = copy.deepcopy(sft).requires_grad_(True)
     optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.lr, fused=True)
-    checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
         policy.load_state_dict(saved["policy"])

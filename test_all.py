@@ -48,7 +48,7 @@ from results import experiments, noise, tables
 from reward import (Chat, EncodedPair, InputError, answer_features, bootstrap, check_sft,
                     claim_folder, encode_pairs, find_sft, fit_frozen, fit_head, hash_words,
                     held_out_loss, identity, load_model, load_pairs, pair_loss, prompt_weights,
-                    to_pair, train_trunk, validate)
+                    read_config, to_pair, train_trunk, validate)
 
 # ----- fakes, and the plain library: one text, no padding, no cache -----
 
@@ -820,6 +820,9 @@ def test_a_run_folder_is_known_by_what_the_run_depends_on_not_by_spellings(tmp_p
             (tmp_path, {}, first, "is no run folder of ours")):
         with pytest.raises(InputError, match=message):
             claim_folder(folder, here | changes, contents, "done")
+    (run / "config.json").write_text('{"run": {}}')
+    with pytest.raises(InputError, match="another SFT model .sft_digest None there"):
+        read_config(run, first)
 
 
 def test_a_folder_that_holds_no_usable_model_is_refused_for_what_it_is(tmp_path):
@@ -913,9 +916,11 @@ def test_a_run_leaves_its_files_and_is_known_when_the_command_comes_again(cli):
     for name in ("config.json", "metrics.jsonl", "samples.md", "curves.png", "model/config.json"):
         assert Path(RUN, name).stat().st_size > 100
     assert not [*Path().rglob("*.aside"), *Path().rglob("checkpoint*")]
+    Path(RUN, "checkpoint.pt").touch()  # as a kill behind the verdict leaves it
     flags = [*FLAGS, "--trunk", "trained", "--sft", f"{Path.cwd().parent}/sft/"]
     code, said, _ = cli(reinforce, *flags)
     assert code == 0 and "finished before: held-out score" in said
+    assert not Path(RUN, "checkpoint.pt").exists()
     code, _, said = cli(reinforce, *flags, "--seed", "4")
     assert code == 2 and f"{RUN} holds another run (seed 0 there, 4 here)" in said
 
