@@ -376,7 +376,7 @@ def sheets_table(*columns, without=()):
     return markdown(["policy", "win rate (prompts)", *columns], rows)
 
 
-def samples_table(count=6, length=80):
+def samples_table(count=6, length=70):
     """The first answers, never chosen, to their first characters, and which one readers prefer."""
     rows = []
     for prompt, verdicts in [*duels()["sft", "l2, long"].items()][:count]:
@@ -447,6 +447,9 @@ ARMS = (("l1, long", "l1, no penalty"), ("l2, long", "l2, no penalty"), ("l2, lo
         ("l1, long at 0.4", "l1, no penalty at 0.4"),
         ("l1, no penalty at 0.4", "l1, coin labels, no penalty at 0.4"),
         ("l1, no penalty at 0.4", "l1, human pairs at 0.4"),
+        ("l1, no penalty at 0.4", "l1, samples alone at 0.4"),
+        ("l1, no penalty at 0.4", "l1, written pairs alone at 0.4"),
+        ("l1, no penalty at 0.4", "l1, trained trunk at 0.4"),
         ("l1, no penalty, trained at 0.4 at 0.4", "l1, no penalty at 0.4"),
         ("l1, no penalty, trained at 1.0 at 0.4", "l1, no penalty at 0.4"))
 
@@ -478,17 +481,19 @@ def seeds_table():
 
 
 def draw_readers():
-    """Win rates by blind readers."""
-    arms = [(duel_name(*arms), prompts) for arms, prompts in duels().items()]
-    rates = [win_rates(prompts) for _, prompts in arms]
-    low, high = np.array([interval(r) for r in rates]).T
-    _, axis = plt.subplots(figsize=(7, 0.6 + 0.28 * len(arms)), layout="constrained")
-    places = range(len(arms), 0, -1)
-    axis.hlines(places, low, high, color="0.4")
-    axis.plot([r.mean() for r in rates], places, "o", color="tab:blue")
-    axis.axvline(0.5, color="0.7", linestyle=":")
-    axis.set_yticks(places, [f"{arm} ({len(prompts)})" for arm, prompts in arms])
-    axis.set(xlabel="win rate by blind readers, against the SFT model")
+    """Win rates by blind readers against the SFT model, at 0.7 and at 0.4."""
+    _, axes = plt.subplots(1, 2, sharex=True, figsize=(11, 5), layout="constrained")
+    for axis, suffix in zip(axes, ("", " at 0.4")):
+        arms = {second.removesuffix(suffix): prompts for (first, second), prompts in duels().items()
+                if first == "sft" + suffix}
+        rates = [win_rates(prompts) for prompts in arms.values()]
+        low, high = np.array([interval(r) for r in rates]).T
+        places = range(len(arms), 0, -1)
+        axis.hlines(places, low, high, color="0.4")
+        axis.plot([r.mean() for r in rates], places, "o", color="tab:blue")
+        axis.axvline(0.5, color="0.7", linestyle=":")
+        axis.set_yticks(places, [f"{arm} ({len(prompts)})" for arm, prompts in arms.items()])
+        axis.set(xlabel="win rate by blind readers", title="against sft" + (suffix or " at 0.7"))
 
 
 def checkpoint_gains():
@@ -618,8 +623,8 @@ TABLES = {"policies": partial(policies_table, "(?!.*(trained|seed|human|alone)).
           "sheets": partial(sheets_table, *CONDITIONS_OF_READING),
           "short_sheets": partial(
               sheets_table, "where both or neither ends",
-              without=("doubled", "trained at", "l1 at 0.4", "l2 at 0.4", "seed", "labels at",
-                       "l2, no penalty at")),
+              without=("doubled", "trained", "l1 at 0.4", "l2 at 0.4", "seed", "labels at", "human",
+                       "alone", "l2, no penalty at")),
           "contrasts": contrasts_table, "parts": parts_table, "agreement": agreement_table,
           "arms": arms_table, "seeds": seeds_table, "samples": samples_table,
           "checkpoints": checkpoints_table, "aligned": aligned_table,
