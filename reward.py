@@ -253,8 +253,8 @@ def answer_features(sft, prompt, answers, layer):
     config = sft.base_model.config.get_text_config()
     layers = config.num_hidden_layers
     # for the moment the model has layer + 1 layers, so that states[layer] is what comes out of the
-    # first `layer` of them, before the final norm. Models that do not heed this number run all
-    # layers: the same result
+    # first `layer` of them, before the final norm (a model of one layer: after it). Models that do
+    # not heed this number run all layers: the same result
     config.num_hidden_layers = min(layer + 1, layers)
     sft.base_model(torch.tensor([prompt], device=sft.device), past_key_values=cache)
     cache.batch_repeat_interleave(len(answers))
