@@ -504,7 +504,7 @@ def main(cfg):
         return
 
     # policy, optimizer and averages, new or from the checkpoint
-    policy = copy.deepcopy(sft).requires_grad_(True)
+    policy = copy.deepcopy(sft)
     optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.lr, fused=True)
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True)

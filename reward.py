@@ -200,7 +200,7 @@ def in_batches(function, prompts, answers, size):
 
 def arithmetic(cfg, precision):
     """Context in which matrix products are computed in this precision; fp32: no autocast. Weights
-    stay float32.
+    stay float32; one that could take a gradient is cast once in a context, others in every pass.
 
     In cfg.precision: all passes of training (log pi, log pi_ref, scores), features to fit a head
     to, and, by a copy of the weights, all sampling. In float32: calibration, validation, verdict,
@@ -1014,7 +1014,7 @@ def start(cfg):
     train, val, name, digest = load_pairs(cfg)
     source = find_sft(cfg)
     chat = Chat(source)
-    sft = load_model(AutoModelForCausalLM, source, cfg.device).requires_grad_(False)
+    sft = load_model(AutoModelForCausalLM, source, cfg.device)
     check_sft(sft, chat)
     return Setup(train, val, name, sft, chat, identity(chat, sft, digest))
 

@@ -114,7 +114,7 @@ def ours_step(cfg, work, clock, trunk="frozen", parts_in=None):
         reinforce.judge = clock.timed(reinforce.judge, "frozen pass")
         reinforce.policy_gradient = clock.timed(reinforce.policy_gradient, "gradient")
         optimizer.step = clock.timed(optimizer.step, "optimizer")
-    sft = causal_model(cfg).requires_grad_(False)
+    sft = causal_model(cfg)
     rm = torch.nn.Linear(sft.config.hidden_size, 1, device=cfg.device)
     rm.layer = round(sft.config.num_hidden_layers * 2 / 3)
     if trunk == "trained":
@@ -161,7 +161,7 @@ def trl_step(cfg, work, clock):
 def ours_reward(cfg, work, clock, trunk):
     cfg = replace(cfg, trunk=trunk, rm=f"{work.scratch}/{trunk}")
     pairs = [reward.to_pair(row, "benchmark") for row in work.rows]
-    sft = causal_model(cfg).requires_grad_(False)
+    sft = causal_model(cfg)
     setup = reward.Setup(pairs, pairs, "benchmark", sft, reward.Chat(cfg.sft), {})
     for _ in range(cfg.steps):
         reward.get_reward_model(cfg, setup)
