@@ -969,7 +969,7 @@ def test_two_processes_give_the_numbers_of_one(cli, started):
 
 def test_evaluation_agrees_with_the_verdict_and_a_name_ends_at_the_first_equals_sign(cli):
     shutil.copytree(RUN, "runs/lr=3e-5", dirs_exist_ok=True)
-    code, said, _ = cli(evaluation, *FLAGS[:6], "--policies", "a=runs/lr=3e-5", "--rewards",
+    code, said, _ = cli(evaluation, *FLAGS[:8], "--policies", "a=runs/lr=3e-5", "--rewards",
                         "runs/toy-reward2", *"--eval_prompts 4 --max_new 8 --seeds 0 1".split())
     result = json.loads(Path("runs/eval.json").read_text())
     verdict = json.loads(Path(RUN, "verdict.json").read_text())
