@@ -163,7 +163,8 @@ def write_answers(out, keys, answers, chat):
 def cooled(temperature, part, out, *runs):
     """Answers of the SFT model and of policies (NAME=RUN) at a temperature, with the random numbers
     of the verdict, to the "first" held-out prompts, the "others" or "all"."""
-    cfg = ReinforceConfig(temperature=float(temperature))
+    # fp32, as it was for all answers that were read before
+    cfg = ReinforceConfig(temperature=float(temperature), precision="fp32")
     parts = {"first": slice(PROMPTS), "others": slice(PROMPTS, None), "all": slice(None)}
     setup, prompts, keys = verdict_prompts(cfg, parts[part])
     answers = {}
@@ -302,8 +303,8 @@ def make_features(setup, prompt, answers):
                       (logp.sum(1) / length)[:, None], length[:, None], ended], 1)
 
 
-def load_features():
-    """Pairs for training, held-out ones, and the former with those of LATER, each as (pairs,
+def load_features(*parts):
+    """Parts of the pairs, "train", "held-out" or "more" (train and those of LATER), each as (pairs,
     encoded, features (N, D), rows (B, 2)). Features are kept in WORK/features.pt, as they take half
     an hour."""
     cfg = RewardConfig(device="cpu")
@@ -320,14 +321,15 @@ def load_features():
         return torch.stack([known[name] for name in names])
 
     later = [to_pair(row, "ranking") for row, _, _ in agreed_pairs(read_lines(LATER))]
-    parts = []
-    for pairs in (setup.train, setup.val, setup.train + later):
+    all_pairs = {"train": setup.train, "held-out": setup.val, "more": setup.train + later}
+    result = []
+    for pairs in map(all_pairs.get, parts):
         encoded = encode_pairs(setup.chat, pairs, cfg.max_len, "pairs")
         if len(encoded) != len(pairs):
             raise ValueError("masks over pairs and rows of encoded pairs would not fit")
-        parts.append((pairs, encoded, *over_answers(features, encoded)))
+        result.append((pairs, encoded, *over_answers(features, encoded)))
     torch.save(known, path)
-    return parts
+    return result
 
 
 def texts_of(pair):
@@ -411,7 +413,7 @@ def fit_and_record(name, level, train, val, mask=None, columns=COLUMNS[20], seed
 def heads(level):
     """Frozen heads of one level -> runs.jsonl: by what they are fitted to, by the number of ranked
     prompts, and (level 1) by their features."""
-    train, val, more = load_features()
+    train, val, more = load_features("train", "held-out", "more")
     pairs, encoded, x, rows = train
     written = is_written(pairs)
     coin = (pairs, encoded, x, by_a_coin(rows, written))
@@ -448,7 +450,7 @@ def heads(level):
 def control_head(kind, like, out):
     """A head of level 1 as a reward model folder for reinforce.py: fitted to "written" pairs, to
     "samples", or to both with the samples ordered by a "coin". LIKE: the bundled data's."""
-    pairs, encoded, x, rows = load_features()[0]
+    pairs, encoded, x, rows = load_features("train")[0]
     written = is_written(pairs)
     if kind == "coin":
         rows = by_a_coin(rows, written)
@@ -466,7 +468,7 @@ def control_head(kind, like, out):
 
 def held_out(name, folder):
     """A trained trunk, judged as the frozen heads are -> runs.jsonl."""
-    val = load_features()[1]
+    [val] = load_features("held-out")
     rm = load_reward_model(folder, start(RewardConfig(device="cpu")), "cpu")
 
     def scores(prompt, answers):
@@ -512,7 +514,7 @@ def two_judges(reward_model, seed):
     """(setup, a function): policy -> its KL, and scores of its held-out answers by the reward model
     of training ("own") and by a head fitted to the held-out pairs alone, which shares no label with
     it ("other")."""
-    encoded, x, rows = load_features()[1][1:]
+    encoded, x, rows = load_features("held-out")[0][1:]
     folds = torch.tensor([e.dialogue % 5 for e in encoded])
     W, b, _ = fit_penalised(x[:, COLUMNS[20]], rows, prompt_weights(encoded, 0), folds,
                             RewardConfig(level=1))

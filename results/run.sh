@@ -115,6 +115,23 @@ long() {      # 3,200 sampled answers; and everything at other temperatures
   done
 }
 
+long_seeds() {    # a second seed of the long runs, read at 0.4
+  policies=()
+  for level in 1 2; do
+    name="no penalty, 3,200 answers, seed 2"
+    python reinforce.py --level $level --eos_penalty 0 --steps 100 --batch 32 --seed 2 --save_every 5 \
+      --rm runs/demo_pairs-reward$level --out runs/level$level-long-seed2
+    python results/experiments.py record "level $level, $name" runs/level$level-long-seed2
+    policies+=("l$level, $name=runs/level$level-long-seed2")
+  done
+  python results/experiments.py cooled 0.4 all runs/long-seeds.json "${policies[@]}"
+  for reader in A B; do
+    for policy in "${policies[@]}"; do
+      python results/experiments.py duels runs/long-seeds.json $reader "sft at 0.4" "${policy%%=*} at 0.4"
+    done
+  done
+}
+
 temperatures() {  # level 1 without the penalty, trained at other temperatures, all read at 0.4
   for t in 0.4 1.0; do
     python reinforce.py --level 1 --eos_penalty 0 --temperature $t --rm runs/demo_pairs-reward1 --out runs/level1-t$t
