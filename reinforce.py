@@ -148,6 +148,9 @@ def uniforms(seed, step, keys, max_new):
 def draw(logits, uniform, temperature):
     """Tokens (B,): the inverse CDF of softmax(logits / temperature), (B, V), at uniform (B,)."""
     cdf = (logits.float() / temperature).softmax(-1).cumsum(-1)                  # (B, V)
+    if cdf[:, -1].isnan().any():
+        raise InputError("the model's logits are not finite; give --precision fp32 or another "
+                         "--sft")
     point = uniform[:, None] * cdf[:, -1:]  # the sum may be rounded below 1
     return torch.searchsorted(cdf, point, right=True)[:, 0].clamp(max=cdf.shape[1] - 1)
 

@@ -986,6 +986,9 @@ def check_sft(sft, chat):
     if kinds - {"full_attention", "sliding_attention"}:
         raise InputError(f"{type(sft).__name__} has layers of kind {sorted(kinds)}, whose cache "
                          "cannot be cut and repeated; give a --sft with attention alone")
+    if getattr(sft.config.get_text_config(), "hidden_size_per_layer_input", 0):  # Gemma 3n
+        raise InputError(f"{type(sft).__name__} has embeddings for each layer, so its states are "
+                         "not what a reward model here reads; give another --sft")
     known = sft.get_input_embeddings().num_embeddings
     if max(chat.tokenizer.get_vocab().values()) >= known:
         raise InputError(f"the tokenizer has more tokens than the model's {known} "
@@ -1023,6 +1026,8 @@ def start(cfg):
 
 def run_cli(main, settings, doc):
     """main(cfg) with the settings of the command line; bad input ends it with one line."""
+    # on H100, where it is the default, its gradients can be NaN (PyTorch issue 196678)
+    torch.backends.cuda.enable_cudnn_sdp(False)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()

@@ -612,6 +612,9 @@ BEHIND = "does not write the answer .* and its end behind the prompt, which ends
     ("typo, and there is no such folder", lambda: find_sft(config(sft="./typo"))),
     ("max_new is 59, but .* made for 58 tokens", lambda: check(max_position_embeddings=58)),
     ("more tokens than the model.s 99 embeddings", lambda: check(vocab_size=99)),
+    ("the model.s logits are not finite", lambda: draw(
+        torch.tensor([[0.0, math.nan]]), torch.tensor([0.5]), 1.0)),
+    ("has embeddings for each layer", lambda: check(hidden_size_per_layer_input=8)),
     ("Mamba.* has layers of kind", lambda: check("Mamba", state_size=8)),
     ("Lfm2", lambda: check("Lfm2", layer_types=["conv"] * 2 + ["full_attention"]))])
 def test_what_cannot_be_used_is_refused_with_its_place_and_the_reason(message, work):
