@@ -510,7 +510,7 @@ def record(name, folder):
                         "run": read_config(folder), "steps": read_lines(folder / "metrics.jsonl")})
 
 
-def two_judges(reward_model, seed):
+def two_judges(reward_model, seed, prompts=96):
     """(setup, a function): policy -> its KL, and scores of its held-out answers by the reward model
     of training ("own") and by a head fitted to the held-out pairs alone, which shares no label with
     it ("other")."""
@@ -518,9 +518,9 @@ def two_judges(reward_model, seed):
     folds = torch.tensor([e.dialogue % 5 for e in encoded])
     W, b, _ = fit_penalised(x[:, COLUMNS[20]], rows, prompt_weights(encoded, 0), folds,
                             RewardConfig(level=1))
-    cfg = ReinforceConfig(device="cpu", seed=seed)
+    cfg = ReinforceConfig(device="cpu", seed=seed, precision="fp32")
     setup = start(cfg)
-    prompts, keys = usable_prompts(setup.chat, setup.val, cfg, "evaluation", cfg.eval_prompts)
+    prompts, keys = usable_prompts(setup.chat, setup.val, cfg, "evaluation", prompts)
     own = load_reward_model(reward_model, setup, "cpu")
     both = torch.nn.Linear(len(W), own.out_features + 1).requires_grad_(False)  # in one pass
     both.load_state_dict({"weight": torch.cat([own.weight, W.T]), "bias": torch.cat([own.bias, b])})
@@ -547,6 +547,15 @@ def checkpoints(name, reward_model, seed, *files):
         policy.load_state_dict(saved["policy"])
         step = len(saved["state"]["log"])
         append_lines(RUNS, {"kind": "checkpoint", "name": name, "step": step} | judged(policy))
+
+
+def readouts(name, reward_model, seed, *runs):
+    """The SFT model and finished runs, NAME=RUN, by the same judges, on all held-out prompts."""
+    setup, judged = two_judges(reward_model, seed, prompts=None)
+    append_lines(RUNS, {"kind": "readout", "name": name, "step": "sft"} | judged(setup.sft))
+    for readout, run in (item.split("=") for item in runs):
+        policy = load_model(AutoModelForCausalLM, Path(run) / "model", "cpu")
+        append_lines(RUNS, {"kind": "readout", "name": name, "step": readout} | judged(policy))
 
 
 def doubled(name, reward_model, seed, out, *files):
@@ -648,7 +657,7 @@ COMMANDS = {
     "heads": heads, "aligned": aligned, "held_out": held_out, "record": record,
     "validated": validated, "checkpoints": checkpoints, "untrained_arms": untrained_arms,
     "control_head": control_head, "doubled": doubled, "pure_noise": pure_noise,
-    "variance": variance}
+    "readouts": readouts, "variance": variance}
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]

@@ -115,14 +115,17 @@ long() {      # 3,200 sampled answers; and everything at other temperatures
   done
 }
 
-long_seeds() {    # a second seed of the long runs, read at 0.4
+long_seeds() {    # two more seeds of the long runs, read at 0.4
   policies=()
   for level in 1 2; do
-    name="no penalty, 3,200 answers, seed 2"
-    python reinforce.py --level $level --eos_penalty 0 --steps 100 --batch 32 --seed 2 --save_every 5 \
-      --rm runs/demo_pairs-reward$level --out runs/level$level-long-seed2
-    python results/experiments.py record "level $level, $name" runs/level$level-long-seed2
-    policies+=("l$level, $name=runs/level$level-long-seed2")
+    for seed in 2 3; do
+      name="no penalty, 3,200 answers, seed $seed"
+      out=runs/level$level-long-seed$seed
+      python reinforce.py --level $level --eos_penalty 0 --steps 100 --batch 32 --seed $seed --save_every 5 \
+        --rm runs/demo_pairs-reward$level --out $out
+      python results/experiments.py record "level $level, $name" $out
+      policies+=("l$level, $name=$out")
+    done
   done
   python results/experiments.py cooled 0.4 all runs/long-seeds.json "${policies[@]}"
   for reader in A B; do
@@ -166,6 +169,16 @@ seeds() {     # two more seeds of both levels without the penalty, and coin labe
       python results/experiments.py duels runs/trained.json $reader "sft at 0.4" "${policy%%=*} at 0.4"
     done
   done
+}
+
+readouts() {  # level 2 by readout, without the penalty
+  runs=()
+  for readout in mean variance entropy entropic win; do
+    out=runs/level2-readout-$readout
+    python reinforce.py --level 2 --eos_penalty 0 --readout $readout --seed 4 --rm runs/demo_pairs-reward2 --out $out
+    runs+=("$readout=$out")
+  done
+  python results/experiments.py readouts "level 2, no penalty, 640 answers, seed 4" runs/demo_pairs-reward2 4 "${runs[@]}"
 }
 
 drawn() {     # a run whose rewards are drawn

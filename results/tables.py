@@ -470,7 +470,7 @@ def seeds_table():
     drawn."""
     known = duels()
     rows = []
-    for answers, arm, seeds in (("640", "no penalty", (0, 2, 3)), ("3,200", "long", (1, 2))):
+    for answers, arm, seeds in (("640", "no penalty", (0, 2, 3)), ("3,200", "long", (1, 2, 3))):
         rates = {}  # {level: (S, N)}
         for level in (1, 2):
             names = [f"l{level}, {arm}" + (f", seed {seed}" if seed > 1 else "") for seed in seeds]
@@ -502,11 +502,11 @@ def draw_readers():
         axis.set(xlabel="win rate by blind readers", title="against sft" + (suffix or " at 0.7"))
 
 
-def checkpoint_gains():
+def checkpoint_gains(kind="checkpoint"):
     """{run: [(step, KL, gain by its own reward model, gain by an independent one)]} of checkpoints:
     paired differences to the SFT model, (1, N), in SFT spreads."""
     points = defaultdict(list)
-    for name, (sft, *lines) in grouped(lines_of("checkpoint"), "name").items():
+    for name, (sft, *lines) in grouped(lines_of(kind), "name").items():
         for line in lines:
             gains = [(np.array([line[judge]]) - sft[judge]) / np.std(sft[judge], ddof=1)
                      for judge in ("own", "other")]
@@ -519,6 +519,17 @@ def checkpoints_table():
     rows = [[name, step, f"{kl:.2f}", cell(own, "+"), cell(other, "+")]
             for name, points in checkpoint_gains().items() for step, kl, own, other in points]
     return markdown(["run", "step", "KL", "by its reward model", "by the independent head"], rows)
+
+
+def readouts_table():
+    """Runs that differ in the readout, against the first of them, which has the mean."""
+    rows = []
+    for name, points in checkpoint_gains("readout").items():
+        mean = points[0][-1]
+        rows += [[name, readout, f"{kl:.2f}", cell(own, "+"), cell(other, "+"),
+                  cell(other - mean, "+")] for readout, kl, own, other in points]
+    return markdown(["runs", "readout", "KL", "by its reward model", "by the independent head",
+                     "minus the mean's"], rows)
 
 
 def draw_checkpoints():
@@ -633,7 +644,7 @@ TABLES = {"policies": partial(policies_table, "(?!.*(trained|seed|human|alone)).
                        "alone", "l2, no penalty at")),
           "contrasts": contrasts_table, "parts": parts_table, "agreement": agreement_table,
           "arms": arms_table, "seeds": seeds_table, "samples": samples_table,
-          "checkpoints": checkpoints_table, "aligned": aligned_table,
+          "checkpoints": checkpoints_table, "readouts": readouts_table, "aligned": aligned_table,
           "rewards": partial(reward_table, OTHERS),
           "short_rewards": partial(reward_table, CHIEF, SHORT), "gains": gains_table,
           "features": features_table, "readers": readers_table, "noise": noise_table,
