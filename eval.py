@@ -165,8 +165,7 @@ def main(cfg):
     same = {}
     for name, run in policies.items():  # sft is the first one
         policy = load_model(AutoModelForCausalLM, run / "model", cfg.device) if run else sft
-        statistics, y = evaluate_policy(policy, sft, prompts, keys, chat.end, cfg)
-        result["policies"][name] = statistics
+        result["policies"][name], y = evaluate_policy(policy, sft, prompts, keys, chat.end, cfg)
         result["answers"][name] = [chat.tokenizer.batch_decode(one_seed) for one_seed in y]
         answers[name] = y
         same[name] = torch.tensor([[a == b for a, b in zip(ours, sfts)]

@@ -129,10 +129,8 @@ class ReinforceConfig(RewardConfig):
 # ----- baseline -----
 
 def next_baseline(b, batch_mean, step, cfg):
-    """b after update number `step` (0, 1, ...).
-
-    ema: moving average of past rewards. mean: of all of them (eq. 8), step + 1 batches and, as one
-    more, the first b, from the SFT samples of calibrate(). none: b as it was, 0."""
+    """b after update number `step` (0, 1, ...). `mean` (eq. 8) is of step + 1 batches and, as one
+    more, the first b, from the SFT samples of calibrate()."""
     keep = {"ema": cfg.decay, "mean": (step + 1) / (step + 2), "none": 1.0}[cfg.baseline]
     return keep * b + (1 - keep) * batch_mean
 
@@ -357,9 +355,8 @@ def calibrate(sft, rm, prompts, keys, chat, cfg):
     n = min(max(1, cfg.calibration // 2), len(prompts))
     x = prompts[:n] * 2  # rows i and n + i: two answers to one prompt
     y = []
-    for i in range(2):
-        y += answer_all(sft, prompts[:n], keys[:n], cfg.seed, CALIBRATION_STEP + i, cfg,
-                        chat.end)
+    for step in (CALIBRATION_STEP, CALIBRATION_STEP + 1):
+        y += answer_all(sft, prompts[:n], keys[:n], cfg.seed, step, cfg, chat.end)
     logits, _ = judge(rm, sft, x, y, cfg)                                        # (2n, K)
     sft_distribution = logits.softmax(-1).mean(0)                                # (K,)
     score = read_scores(logits, sft_distribution, cfg)                           # (2n,)
@@ -499,9 +496,8 @@ def main(cfg):
         raise InputError(f"{cfg.rm} is of level {rm.level}, not {cfg.level}; give another --rm or "
                          "--level")
     checkpoint = out / "checkpoint.pt"
-    finished = claim_folder(out, vars(cfg), setup.contents | {"rm_digest": rm.digest},
-                            "verdict.json")
-    if finished:
+    contents = setup.contents | {"rm_digest": rm.digest}
+    if claim_folder(out, vars(cfg), contents, "verdict.json"):  # finished
         checkpoint.unlink(missing_ok=True)  # there if a kill came right behind the verdict
         print("finished before:", verdict_line(json.loads((out / "verdict.json").read_text())))
         return

@@ -417,9 +417,8 @@ def train_trunk(model, encoded, cfg):
 
 def bootstrap(values, draws=10_000, seed=0):
     """95 % percentile interval of the mean of (N,) values, resampled with replacement."""
-    values = np.asarray(values, dtype=float)
     index = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
-    return np.quantile(values[index].mean(1), [0.025, 0.975]).tolist()
+    return np.quantile(np.asarray(values)[index].mean(1), [0.025, 0.975]).tolist()
 
 
 def group_means(values, groups):
@@ -430,14 +429,13 @@ def group_means(values, groups):
     return {group: float(np.mean(member)) for group, member in members.items()}
 
 
-def calibration_error(win_prob, bins=10):
-    """Expected calibration error, (B,) P(the chosen one wins): confidence against share right, in
-    absolute values, so that chance alone puts it above 0."""
-    confidence = np.maximum(win_prob, 1 - win_prob)
-    right = (win_prob > 0.5) + 0.5 * (win_prob == 0.5)
-    which = np.minimum((confidence - 0.5) * 2 * bins, bins - 1).astype(int)
+def calibration_error(win, right):
+    """Expected calibration error: (B,) P(the chosen one wins) against (B,) right (1, tie 1/2, 0),
+    in absolute values, so that chance alone puts it above 0."""
+    confidence = np.maximum(win, 1 - win)
+    which = np.minimum((confidence - 0.5) * 20, 9).astype(int)  # of ten bins
     gaps = np.bincount(which, confidence - right)  # of each bin
-    return float(np.abs(gaps).sum() / len(win_prob))
+    return float(np.abs(gaps).sum() / len(win))
 
 
 def validate(logits_w, logits_l, encoded, cfg):
@@ -448,15 +446,14 @@ def validate(logits_w, logits_l, encoded, cfg):
     win = win_probability(logits_w, logits_l).numpy().round(6)  # so that a tie is 0.5 exactly
     right = (win > 0.5) + 0.5 * (win == 0.5)
     longer = np.array([0.5 + np.sign(len(e.chosen) - len(e.rejected)) / 2 for e in encoded])
-    uniform = torch.zeros(1, logits_w.shape[1])
     dialogues = [e.dialogue for e in encoded]
     metrics = {"pairs": len(encoded), "dialogues": len(set(dialogues))}
     for name, values in (("loss", losses.numpy()), ("accuracy", right),
                          ("longer_accuracy", longer), ("gain_over_longer", right - longer)):
         means = [*group_means(values, dialogues).values()]
         metrics |= {name: np.mean(means), name + "_interval": bootstrap(means)}
-    metrics["chance_loss"] = pair_loss(uniform, uniform, cfg).item()
-    metrics["calibration_error"] = calibration_error(win)
+    metrics["chance_loss"] = pair_loss(0 * logits_w[:1], 0 * logits_l[:1], cfg).item()
+    metrics["calibration_error"] = calibration_error(win, right)
     topics = group_means(right, [e.topic for e in encoded])
     if len(topics) > 1:
         metrics["accuracy_by_topic"] = topics
@@ -490,18 +487,17 @@ def load_reward_model(folder, setup, device):
 
 def make_reward_model(folder, cfg, setup):
     """Fits the reward model of the settings to the training pairs, validates it and saves it."""
-    sft = setup.sft
     train = encode_pairs(setup.chat, setup.train[:cfg.pairs], cfg.max_len, "training pairs")
     val = encode_pairs(setup.chat, setup.val[:cfg.val_pairs], cfg.max_len, "validation pairs")
     if cfg.trunk == "frozen":
-        rm, metrics = fit_frozen(sft, train, cfg)
+        rm, metrics = fit_frozen(setup.sft, train, cfg)
     else:
         torch.manual_seed(cfg.rm_seed)  # the weights of the new head are drawn here
         # transformers reads the score at the last token that is not the pad token. The end of an
         # answer must be read, so pad is another marker (special or turn token) of the tokenizer
         others = [m for m in setup.chat.markers if m != setup.chat.end_text]
         pad = setup.chat.tokenizer.convert_tokens_to_ids(others[0]) if others else 0
-        rm = load_model(AutoModelForSequenceClassification, sft.name_or_path, cfg.device,
+        rm = load_model(AutoModelForSequenceClassification, setup.sft.name_or_path, cfg.device,
                         may_differ=("score.weight", "lm_head.weight"), pad_token_id=pad,
                         num_labels=SCORES if cfg.level == 2 else 1)
         metrics = {}
@@ -509,7 +505,7 @@ def make_reward_model(folder, cfg, setup):
 
     def scores(prompt, answers):  # in float32
         if cfg.trunk == "frozen":
-            return rm(answer_features(sft, prompt, answers, rm.layer))
+            return rm(answer_features(setup.sft, prompt, answers, rm.layer))
         return trunk_scores(rm, [prompt] * len(answers), answers)
 
     logits, pairs = over_answers(scores, val)
@@ -527,8 +523,7 @@ def get_reward_model(cfg, setup):
     check_room(setup.sft, cfg.max_len, "max_len")
     settings = {f.name: getattr(cfg, f.name) for f in fields(RewardConfig)}
     folder = Path(cfg.rm or f"runs/{setup.name}-reward{cfg.level}")
-    finished = claim_folder(folder, settings, setup.contents, "metrics.json")
-    if not finished:
+    if not claim_folder(folder, settings, setup.contents, "metrics.json"):  # not finished
         make_reward_model(folder, cfg, setup)
     wait_for_all()  # for the first process, which saves it
     return load_reward_model(folder, setup, cfg.device)
@@ -591,10 +586,8 @@ def to_messages(value, role):
         return []
     if isinstance(value, str):
         return split_turns(value, role)
-    if isinstance(value, dict):
-        value = [value]
     if not isinstance(value, list):
-        raise InputError(f"{value!r:.60} is no text and no message; write it as a text")
+        value = [value]
     messages = []
     for m in value:
         if not isinstance(m, dict) or m.get("role") not in ("system", "user", "assistant"):
@@ -612,12 +605,6 @@ def to_messages(value, role):
     return messages
 
 
-def split_system(messages):
-    """(the system message that a dialogue begins with, as a list of one or none; the others)"""
-    n = sum(m["role"] == "system" for m in messages[:1])
-    return messages[:n], messages[n:]
-
-
 def to_pair(row, where):
     """A row in one of the documented preference formats -> Pair. The dialogue stands in `prompt`,
     before both answers, or in both places; its system message there or in a column."""
@@ -627,17 +614,19 @@ def to_pair(row, where):
     if chosen[:-1] != rejected[:-1]:
         raise InputError("chosen and rejected differ before their last message")
 
-    system_of_prompt, prompt = split_system(to_messages(row.get("prompt"), "user"))
-    system_of_conversation, conversation = split_system(chosen[:-1])
-    column = to_messages(row.get("system"), "system")
-    system = column or system_of_prompt or system_of_conversation
-    others = [s for s in (system_of_prompt, system_of_conversation) if s and s != system]
-    if others or any(m["role"] == "system" for m in prompt + conversation):
-        raise InputError("prompt, conversation and column have different system messages, or one "
-                         "is not the first; keep one, at the beginning")
+    prompt = to_messages(row.get("prompt"), "user")
+    conversation = chosen[:-1]
+    system = to_messages(row.get("system"), "system")
+    system += [m for m in prompt[:1] + conversation[:1] if m["role"] == "system"]
+    later = [m for m in prompt[1:] + conversation[1:] if m["role"] == "system"]
+    if later or any(m != system[0] for m in system):
+        raise InputError("the row has different system messages, or one is not the first; keep "
+                         "one, at the beginning")
+    prompt = [m for m in prompt if m["role"] != "system"]
+    conversation = [m for m in conversation if m["role"] != "system"]
     if conversation and conversation[:len(prompt)] != prompt:
         raise InputError("chosen is a conversation that does not begin with prompt")
-    messages = system + (conversation or prompt)
+    messages = system[:1] + (conversation or prompt)
     if not messages or messages[-1]["role"] != "user":
         raise InputError("the prompt is empty, or its last message not the user's")
 

