@@ -237,6 +237,7 @@ def test_validation_is_a_loop_over_prompts_and_their_pairs(level, K):
         near(metrics[name + "_interval"], reward.bootstrap(means[:, i]))
     assert metrics["accuracy_by_topic"] == {t: pytest.approx(np.mean(r)) for t, r in topics.items()}
     near(metrics["calibration_error"], sum(abs(sum(gaps)) for gaps in bins.values()) / 8)
+    near(metrics["chance_loss"], math.log(2) if level == 1 else -math.log(0.45 + 0.2 / 10))
 
 
 def test_readouts_by_enumeration_and_the_limits_of_alpha():

@@ -290,6 +290,7 @@ LENGTH = LOGPROB + 1
 FINISHED = LENGTH + 1
 
 
+@torch.no_grad()
 def make_features(setup, prompt, answers):
     """(n, 5 WIDTH + 3) of n answers to one prompt, by one pass of the whole SFT model."""
     inputs, mask = pad_batch([prompt] * len(answers), answers, "cpu")

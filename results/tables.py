@@ -588,10 +588,8 @@ def trunks_table():
         frozen = [x for x in reward_lines(data) if x["level"] == level]
         cells = []
         for kind in SHORT:
-            if kind not in trained[0]["accuracy"]:
-                cells += ["", "", ""]
-                continue
-            ours, theirs = (accuracies(lines, kind) for lines in (frozen, trained))
+            known = [line for line in trained if kind in line["accuracy"]]
+            ours, theirs = (accuracies(lines, kind) for lines in (frozen, known))
             cells += [cell(ours), cell(theirs), cell(ours[:1] - theirs, "+")]
         rows.append([data, level, *cells])
     return markdown(["fitted to", "level", *(f"{kind}: {trunk}" for kind in SHORT for trunk in (
