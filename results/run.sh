@@ -173,7 +173,7 @@ seeds() {     # two more seeds of both levels without the penalty, and coin labe
 
 readouts() {  # level 2 by readout, without the penalty
   runs=()
-  for readout in mean variance entropy entropic win; do
+  for readout in mean variance entropy win; do
     out=runs/level2-readout-$readout
     python reinforce.py --level 2 --eos_penalty 0 --readout $readout --seed 4 --rm runs/demo_pairs-reward2 --out $out
     runs+=("$readout=$out")
