@@ -129,8 +129,10 @@ class ReinforceConfig(RewardConfig):
 # ----- baseline -----
 
 def next_baseline(b, batch_mean, step, cfg):
-    """b after update number `step` (0, 1, ...). `mean` (eq. 8) is of step + 1 batches and, as one
-    more, the first b, from the SFT samples of calibrate()."""
+    """b after update number `step` (0, 1, ...).
+
+    ema: moving average of past rewards. mean: of all of them (eq. 8), step + 1 batches and, as one
+    more, the first b, from the SFT samples of calibrate(). none: b as it was, 0."""
     keep = {"ema": cfg.decay, "mean": (step + 1) / (step + 2), "none": 1.0}[cfg.baseline]
     return keep * b + (1 - keep) * batch_mean
 
@@ -497,7 +499,8 @@ def main(cfg):
                          "--level")
     checkpoint = out / "checkpoint.pt"
     contents = setup.contents | {"rm_digest": rm.digest}
-    if claim_folder(out, vars(cfg), contents, "verdict.json"):  # finished
+    finished = claim_folder(out, vars(cfg), contents, "verdict.json")
+    if finished:
         checkpoint.unlink(missing_ok=True)  # there if a kill came right behind the verdict
         print("finished before:", verdict_line(json.loads((out / "verdict.json").read_text())))
         return

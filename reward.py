@@ -523,7 +523,8 @@ def get_reward_model(cfg, setup):
     check_room(setup.sft, cfg.max_len, "max_len")
     settings = {f.name: getattr(cfg, f.name) for f in fields(RewardConfig)}
     folder = Path(cfg.rm or f"runs/{setup.name}-reward{cfg.level}")
-    if not claim_folder(folder, settings, setup.contents, "metrics.json"):  # not finished
+    finished = claim_folder(folder, settings, setup.contents, "metrics.json")
+    if not finished:
         make_reward_model(folder, cfg, setup)
     wait_for_all()  # for the first process, which saves it
     return load_reward_model(folder, setup, cfg.device)

@@ -92,8 +92,11 @@ def random_logits(*shape):
 
 
 def plain_logprobs(model, prompt, answer, temperature=0.7):
-    logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1:-1]
-    return (logits / temperature).log_softmax(-1)[range(len(answer)), answer]
+    logp = []
+    for t, token in enumerate(answer):
+        logits = model(torch.tensor([prompt + answer[:t]])).logits[0, -1]
+        logp.append((logits / temperature).log_softmax(-1)[token])
+    return torch.stack(logp)
 
 
 def plain_answer(model, prompt, key, seed, step, cfg):
@@ -288,7 +291,9 @@ def test_draws_and_logprobs_are_of_one_distribution_the_softmax_at_the_temperatu
     grid = (torch.arange(n) + 0.5) / n
     sampled = torch.tensor(sample(model, [[1, 5]] * n, grid[:, None], temperature, END))[:, 0]
     assert (sampled[1:] >= sampled[:-1]).all()  # the inverse of a CDF rises
+    logits = model(torch.tensor([[1, 5]])).logits[0, -1]
     logp = token_logprobs(model, [[1, 5]] * 8, [[v] for v in range(8)], temperature)
+    near(sampled.bincount(minlength=8) / n, (logits / temperature).softmax(-1), 1.1 / n)
     near(sampled.bincount(minlength=8) / n, logp[:, 0].exp(), 1.1 / n)
     logits = torch.tensor([[-math.inf, 0, 1, -math.inf]])
     assert draw(logits.repeat(2, 1), torch.tensor([0, 1 - 2**-24]), temperature).tolist() == [1, 2]
