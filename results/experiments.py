@@ -1,4 +1,5 @@
-"""The data and the experiments behind REPORT.md, one command each: run.sh has them in order.
+"""The data and the experiments behind REPORT.md, a function and a command each: run.sh has them in
+order.
 
     python results/experiments.py record "level 1" runs/demo_pairs-level1
 
@@ -9,16 +10,14 @@ import copy
 import gzip
 import json
 import re
-import shutil
 import sys
-from dataclasses import replace
+from functools import partial
 from itertools import compress, permutations
 from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,27 +25,26 @@ sys.path.insert(0, str(ROOT))
 
 import reinforce  # noqa: E402
 from reinforce import (EVAL_STEP, ReinforceConfig, answer_all, judge, next_baseline,  # noqa: E402
-                       pick_logprobs, readout_mean, sample, sequence_logprobs, token_logprobs,
-                       uniforms, usable_prompts)
+                       pick_logprobs, readout_mean, sequence_logprobs, token_logprobs,
+                       usable_prompts)
 from results.tables import (RANKINGS, RUNS, SHEETS, grouped, open_lines,  # noqa: E402
                             read_lines)
 from reward import (VAL_SHARE, RewardConfig, answer_features, answer_mean,  # noqa: E402
                     encode_pairs, fit_penalised, group_means, hash_words, held_out_loss, load_model,
-                    load_reward_model, over_answers, pad_batch, prompt_weights, read_config, start,
-                    to_pair, trunk_scores, win_probability)
+                    load_pairs, load_reward_model, over_answers, pad_batch, prompt_weights,
+                    read_config, start, to_pair, win_probability)
 
 WORK = ROOT / "runs" / "samples"
-POOL = WORK / "pool.pt"   # of noise.py
 LATER = ROOT / "results" / "later_rankings.jsonl"  # of prompts ranked last, which are in no bundle
+BUNDLE = ROOT / "data" / "sample_pairs.jsonl.gz"
 LETTERS = "ABCD"
 END = "<|im_end|>"
 TEMPERATURES = (0.7, 0.7, 0.4, 0.4)
 SAMPLE_STEP = 2**31 + 10  # of `uniforms`: + 0..3, one for each answer
-MAX_NEW = 64
 HELD_OUT = VAL_SHARE * 2**32  # prompts with a smaller key are
 ADDED = 656               # of prompts.jsonl, the last ones: added after the bundle was made
 DOUBLE = 150              # held-out prompts that two readers rank: the smallest keys without ADDED
-PROMPTS = 64              # held-out prompts of every sheet of policies
+PROMPTS = 64              # held-out prompts of aligned sheets and of the pool
 
 
 def append_lines(path, *records):
@@ -67,45 +65,42 @@ def key_of(row):
 
 # ----- samples, sheets, rankings, bundle -----
 
-def sample_answers(path, policy, chat, rows, temperatures, step, batch):
+def sample_answers(path, policy, chat, rows, temperatures, step):
     """Answers to each row's prompt, one at each temperature -> a line of `path` each; goes on where
     it was stopped."""
-    done = {row["prompt"] for row in read_lines(path)}
-    todo = [row for row in rows if row["prompt"] not in done]
-    for i in range(0, len(todo), batch):
-        part = todo[i:i + batch]
+    for first in range(len(read_lines(path)), len(rows), 64):
+        part = rows[first:first + 64]
         ids = [chat.prompt([{"role": "user", "content": row["prompt"]}]) for row in part]
         keys = [key_of(row) for row in part]
         answers = []
         for number, temperature in enumerate(temperatures):
-            numbers = uniforms(0, step + number, keys, MAX_NEW)
-            answers.append(sample(policy, ids, numbers, temperature, chat.end))
+            cfg = ReinforceConfig(device="cpu", precision="fp32", temperature=temperature)
+            answers.append(answer_all(policy, ids, keys, 0, step + number, cfg, chat.end))
         for row, four in zip(part, zip(*answers)):
             append_lines(path, {
                 **row, "answers": chat.tokenizer.batch_decode(four, skip_special_tokens=True),
                 "finished": [a[-1] == chat.end for a in four], "temperatures": temperatures})
-        print(f"{i + len(part)} of {len(todo)} prompts", flush=True)
 
 
-def make_samples():
+def samples():
     """Four answers to every prompt -> WORK/samples.jsonl."""
     setup = start(RewardConfig(device="cpu"))
     WORK.mkdir(parents=True, exist_ok=True)
-    rows = sorted(all_prompts().values(), key=lambda row: len(row["prompt"]))
-    sample_answers(WORK / "samples.jsonl", setup.sft, setup.chat, rows, TEMPERATURES, SAMPLE_STEP,
-                   24)
+    rows = [*all_prompts().values()]
+    sample_answers(WORK / "samples.jsonl", setup.sft, setup.chat, rows, TEMPERATURES, SAMPLE_STEP)
 
 
-def make_aligned(run, reader):
-    """Sheets of four answers of an aligned policy to held-out prompts."""
+def aligned_sheets(run):
+    """Sheets of four answers of an aligned policy to held-out prompts, for two readers."""
     run = Path(run)
     chat = start(RewardConfig(device="cpu")).chat
-    policy = load_model(AutoModelForCausalLM, run / "model", "cpu").requires_grad_(False)
+    policy = load_model(AutoModelForCausalLM, run / "model", "cpu")
     first = sorted(all_prompts().values(), key=key_of)[:PROMPTS]  # all of them held out
     rows = [{**row, "arms": [run.name] * 4} for row in first]
     path = WORK / f"aligned-{run.name}.jsonl"
-    sample_answers(path, policy, chat, rows, (0.7,) * 4, SAMPLE_STEP + 10, 16)
-    write_sheets(path.stem, read_lines(path), reader)
+    sample_answers(path, policy, chat, rows, (0.7,) * 4, SAMPLE_STEP + 10)
+    for reader in "AB":
+        write_sheets(path.stem, read_lines(path), reader)
 
 
 def write_sheets(name, rows, reader, size=40):
@@ -126,49 +121,39 @@ def write_sheets(name, rows, reader, size=40):
         sheet.with_suffix(".key.json").write_text(json.dumps(key), encoding="utf-8")
 
 
-def make_sheets(reader, part):
-    """Sheets of what this reader has not ranked yet: training prompts (parts "train" and, ranked
-    after the bundle was made, "later"), or the held-out ones that two readers rank."""
-    ranked = {(row["prompt"], row["reader"]) for row in read_lines(RANKINGS) + read_lines(LATER)}
+def sheets(part):
+    """Sheets of samples: of the training prompts (parts "train" and, ranked after the bundle was
+    made, "later") for one reader, of the "held-out" ones with the smallest keys for two."""
     added = {row["prompt"] for row in read_lines(ROOT / "data/prompts.jsonl")[-ADDED:]}
-    held_out = part == "held-out"
-    rows = [row for row in read_lines(WORK / "samples.jsonl")
-            if (key_of(row) < HELD_OUT) == held_out
+    rows = [row for row in sorted(read_lines(WORK / "samples.jsonl"), key=key_of)
+            if (key_of(row) < HELD_OUT) == (part == "held-out")
             and (row["prompt"] in added) == (part == "later")]
-    rows.sort(key=key_of)
-    if held_out:
+    if part == "held-out":
         rows = rows[:DOUBLE]
-    rows = [row for row in rows if (row["prompt"], reader) not in ranked]
-    write_sheets(f"{part}-{len(ranked)}", rows, reader)
-
-
-def verdict_prompts(cfg, part=slice(PROMPTS)):
-    """(setup, prompts, keys) of held-out prompts, by default the first ones of a run's verdict."""
-    setup = start(cfg)
-    prompts, keys = usable_prompts(setup.chat, setup.val, cfg, "evaluation")
-    return setup, prompts[part], keys[part]
+        write_sheets(part, rows, "B")
+    write_sheets(part, rows, "A")
 
 
 def write_answers(out, keys, answers, chat):
-    """{arm: answers} as make_duels reads them, as eval.py writes them, for one seed; added to what
-    OUT has for the same prompts."""
-    texts = {arm: [chat.tokenizer.batch_decode(y)] for arm, y in answers.items()}
-    known = json.loads(Path(out).read_text()) if Path(out).exists() else {"answers": {}}
-    if known.setdefault("prompts", keys) != keys:
+    """{arm: answers} as duels() reads them, added to what OUT has for the same prompts."""
+    known = {"prompts": keys, "answers": {}}
+    if Path(out).exists():
+        known = json.loads(Path(out).read_text())
+    if known["prompts"] != keys:
         raise ValueError(f"{out} has answers to other prompts")
-    known["answers"] |= texts
+    known["answers"] |= {arm: chat.tokenizer.batch_decode(y) for arm, y in answers.items()}
     Path(out).write_text(json.dumps(known))
 
 
-def cooled(temperature, part, out, *runs):
-    """Answers of the SFT model and of policies (NAME=RUN) at a temperature, with the random numbers
-    of the verdict, to the "first" held-out prompts, the "others" or "all"."""
+def cooled(temperature, out, *policies):
+    """Answers of policies, NAME=RUN or sft, to the held-out prompts at a temperature, with the
+    random numbers of the verdict."""
     # fp32, as it was for all answers that were read before
     cfg = ReinforceConfig(temperature=float(temperature), precision="fp32")
-    parts = {"first": slice(PROMPTS), "others": slice(PROMPTS, None), "all": slice(None)}
-    setup, prompts, keys = verdict_prompts(cfg, parts[part])
+    setup = start(cfg)
+    prompts, keys = usable_prompts(setup.chat, setup.val, cfg, "evaluation")
     answers = {}
-    for item in ("sft", *runs):
+    for item in policies:
         name, _, run = item.partition("=")
         policy = setup.sft
         if run:
@@ -178,15 +163,19 @@ def cooled(temperature, part, out, *runs):
     write_answers(out, keys, answers, setup.chat)
 
 
-def untrained_arms(folder, out):
+def pool_file(temperature):
+    """Of noise.py: n answers to each of the first held-out prompts."""
+    return WORK / f"pool-{temperature}.pt"
+
+
+def untrained_arms(folder, temperature, out):
     """What needs no REINFORCE, beside the SFT model: the best of 4 and of 16 samples (noise.py
     pool) by a reward model, and the SFT model asked for one short sentence."""
-    cfg = ReinforceConfig()
-    setup, prompts, keys = verdict_prompts(cfg)
+    cfg = ReinforceConfig(temperature=float(temperature), precision="fp32")
+    setup = start(cfg)
+    prompts, keys = usable_prompts(setup.chat, setup.val, cfg, "evaluation", PROMPTS)
     rm = load_reward_model(folder, setup, "cpu")
-    pool = torch.load(POOL)
-    if pool["keys"] != keys:
-        raise ValueError("the pool was made for other prompts")
+    pool = torch.load(pool_file(temperature))
     rows = all_prompts()
     short = []
     for key in keys:
@@ -194,25 +183,29 @@ def untrained_arms(folder, out):
         short.append(setup.chat.prompt([{"role": "user", "content": text}]))
     answers = {}
     for name, x in (("sft", prompts), ("one short sentence", short)):
-        answers[name] = answer_all(setup.sft, x, keys, cfg.seed, EVAL_STEP, cfg, setup.chat.end)
+        y = answer_all(setup.sft, x, keys, cfg.seed, EVAL_STEP, cfg, setup.chat.end)
+        answers[f"{name} at {temperature}"] = y
     scores = expected(rm(torch.stack(pool["features"])[..., COLUMNS[rm.layer]]))  # (n, P)
     for n in (4, 16):
         best = scores[:n].argmax(0)
-        answers[f"best of {n}"] = [pool["answers"][j][i] for i, j in enumerate(best)]
+        y = [pool["answers"][j][i] for i, j in enumerate(best)]
+        answers[f"best of {n} at {temperature}"] = y
     write_answers(out, keys, answers, setup.chat)
 
 
-def make_duels(evaluation, reader, first, second):
-    """Sheets of two policies' answers of one evaluation (the json of eval.py, its first seed)."""
-    result = json.loads(Path(evaluation).read_text(encoding="utf-8"))
+def duels(file, first, *seconds):
+    """Sheets of the answers of two arms in a file of write_answers(), for two readers."""
+    result = json.loads(Path(file).read_text())
     prompts = all_prompts()
-    rows = []
-    for i, key in enumerate(result["prompts"]):
-        both = [result["answers"][name][0][i] for name in (first, second)]
-        rows.append({"prompt": prompts[key]["prompt"], "arms": [first, second],
-                     "answers": [text.removesuffix(END) for text in both],
-                     "finished": [text.endswith(END) for text in both]})
-    write_sheets(f"{Path(evaluation).stem}-{first}-{second}", rows, reader)
+    for second in seconds:
+        rows = []
+        for i, key in enumerate(result["prompts"]):
+            both = [result["answers"][arm][i] for arm in (first, second)]
+            rows.append({"prompt": prompts[key]["prompt"], "arms": [first, second],
+                         "answers": [text.removesuffix(END) for text in both],
+                         "finished": [text.endswith(END) for text in both]})
+        for reader in "AB":
+            write_sheets(f"{Path(file).stem}-{first}-{second}", rows, reader)
 
 
 def read_ranking(line, answers=4):
@@ -244,8 +237,8 @@ def collect():
 
 
 def agreed_pairs(rankings):
-    """(row of the data's format, i, j) for the answers i and j to one prompt of which all rankings
-    say that i is better."""
+    """(row of the data's format, whether they are of one temperature) for every two answers to one
+    prompt that all rankings order alike, the better one first."""
     for prompt, same in grouped(rankings, "prompt").items():
         answers = same[0]["answers"]
         finished = same[0]["finished"]
@@ -253,28 +246,47 @@ def agreed_pairs(rankings):
             if all(ranking["places"][i] < ranking["places"][j] for ranking in same):
                 yield {"prompt": prompt, "chosen": answers[i], "rejected": answers[j],
                        "chosen_finished": finished[i], "rejected_finished": finished[j],
-                       "topic": same[0].get("topic")}, i, j
+                       "topic": same[0].get("topic")}, TEMPERATURES[i] == TEMPERATURES[j]
 
 
 def bundle():
     """All pairs of every ranking (held-out: on which both readers agree) in the data's format."""
     rankings = sorted(read_lines(RANKINGS), key=itemgetter("prompt"))
-    with gzip.GzipFile(ROOT / "data" / "sample_pairs.jsonl.gz", "wb", mtime=0) as file:
-        for row, _, _ in agreed_pairs(rankings):
+    with gzip.GzipFile(BUNDLE, "wb", mtime=0) as file:
+        for row, _ in agreed_pairs(rankings):
             file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
 
 
-def one_pair_each():
-    """Of each ranked training prompt one row of the bundle, drawn."""
-    rng = np.random.default_rng(0)
-    rows = read_lines(ROOT / "data" / "sample_pairs.jsonl.gz")
-    drawn = [same[rng.integers(len(same))] for same in grouped(rows, "prompt").values()]
-    return [row for row in drawn if key_of(row) >= HELD_OUT]
-
-
 def one_pair(out):
-    """The same as a file: all that an epoch of a trained trunk has time for on a CPU."""
-    append_lines(Path(out), *one_pair_each())
+    """Of each ranked training prompt one row of the bundle, drawn, as a file: all that an epoch of
+    a trained trunk has time for on a CPU."""
+    rng = np.random.default_rng(0)
+    groups = grouped(read_lines(BUNDLE), "prompt")
+    drawn = [same[rng.integers(len(same))] for same in groups.values()]
+    append_lines(Path(out), *(row for row in drawn if key_of(row) >= HELD_OUT))
+
+
+def is_written(pair):
+    return None not in pair.ratings
+
+
+def by_a_coin(out):
+    """All bundled pairs as a file, training pairs of samples in an order that a coin has drawn."""
+    train, val, _, _ = load_pairs(RewardConfig())
+    flips = np.random.default_rng(0).random(len(train)) < 0.5
+    rows = []
+    for number, pair in enumerate(train + val):
+        prompt, *answers = texts_of(pair)
+        chosen, rejected = zip(answers, pair.finished)
+        if number < len(train) and flips[number] and not is_written(pair):
+            chosen, rejected = rejected, chosen
+        rows.append({"prompt": prompt, "chosen": chosen[0], "rejected": rejected[0],
+                     "chosen_finished": chosen[1], "rejected_finished": rejected[1]})
+    append_lines(Path(out), *rows)
+
+
+def texts_of(pair):
+    return pair.messages[0]["content"], pair.chosen, pair.rejected
 
 
 # ----- reward models: what they are fitted to, and on which pairs they are right -----
@@ -304,48 +316,28 @@ def make_features(setup, prompt, answers):
                       (logp.sum(1) / length)[:, None], length[:, None], ended], 1)
 
 
-def load_features(*parts):
-    """Parts of the pairs, "train", "held-out" or "more" (train and those of LATER), each as (pairs,
-    encoded, features (N, D), rows (B, 2)). Features are kept in WORK/features.pt, as they take half
-    an hour."""
+def load_features(part):
+    """The pairs of a part, "train", "held-out" or "more" (train and those of LATER), as (encoded,
+    features (N, D), rows (B, 2), {kind: which pairs are of it (B,)}). Kept in WORK, as they take
+    half an hour; delete them there when the data change."""
+    path = WORK / f"features-{part}.pt"
+    if path.exists():
+        return torch.load(path, weights_only=False)
     cfg = RewardConfig(device="cpu")
     setup = start(cfg)
-    path = WORK / "features.pt"
-    known = torch.load(path) if path.exists() else {}
-
-    def features(prompt, answers):
-        names = [str((prompt, answer)) for answer in answers]
-        if not all(name in known for name in names):
-            known.update(zip(names, make_features(setup, prompt, answers)))
-            if len(known) % 100 < 4:
-                torch.save(known, path)
-        return torch.stack([known[name] for name in names])
-
-    later = [to_pair(row, "ranking") for row, _, _ in agreed_pairs(read_lines(LATER))]
-    all_pairs = {"train": setup.train, "held-out": setup.val, "more": setup.train + later}
-    result = []
-    for pairs in map(all_pairs.get, parts):
-        encoded = encode_pairs(setup.chat, pairs, cfg.max_len, "pairs")
-        if len(encoded) != len(pairs):
-            raise ValueError("masks over pairs and rows of encoded pairs would not fit")
-        result.append((pairs, encoded, *over_answers(features, encoded)))
-    torch.save(known, path)
+    later = [to_pair(row, "ranking") for row, _ in agreed_pairs(read_lines(LATER))]
+    pairs = {"train": setup.train, "held-out": setup.val, "more": setup.train + later}[part]
+    encoded = encode_pairs(setup.chat, pairs, cfg.max_len, "pairs")
+    alike = {texts_of(to_pair(row, "ranking")): same
+             for row, same in agreed_pairs(read_lines(RANKINGS))}
+    one = torch.tensor([alike.get(texts_of(pair), False) for pair in pairs])
+    written = torch.tensor([is_written(pair) for pair in pairs])
+    kinds = {"written": written, "samples": ~written, "one temperature": ~written & one,
+             "two temperatures": ~written & ~one}  # they fit, as no pair is left out
+    WORK.mkdir(parents=True, exist_ok=True)
+    result = (encoded, *over_answers(partial(make_features, setup), encoded), kinds)
+    torch.save(result, path)
     return result
-
-
-def texts_of(pair):
-    return pair.messages[0]["content"], pair.chosen, pair.rejected
-
-
-def is_written(pairs):
-    """(B,): whether a pair is a written one, not of samples."""
-    return torch.tensor([None not in p.ratings for p in pairs])
-
-
-def by_a_coin(rows, written):
-    """The rows (B, 2) of pairs, those of samples in an order that a coin has drawn."""
-    flip = torch.from_numpy(np.random.default_rng(0).random(len(rows)) < 0.5) & ~written
-    return torch.where(flip[:, None], rows.flip(1), rows)
 
 
 def expected(logits):
@@ -366,32 +358,29 @@ def accuracy_by_prompt(logits, rows, encoded):
 
 def record_heldout(name, level, logits, part, **more):
     """One line of runs.jsonl: on which held-out pairs the outputs (N, K) for the answers of a part
-    are right, by prompt: written pairs and pairs of samples, of one temperature and of two; and how
-    scores go with length and end on samples."""
-    pairs, encoded, x, rows = part
-    known = {texts_of(to_pair(row, "ranking")): TEMPERATURES[i] == TEMPERATURES[j]
-             for row, i, j in agreed_pairs(read_lines(RANKINGS))}
-    same = torch.tensor([known.get(texts_of(p), False) for p in pairs])
-    written = is_written(pairs)
-    line = {"kind": "reward", "name": name, "level": level, **more, "accuracy": {}}
-    for kind, mask in (("written", written), ("samples", ~written),
-                       ("one temperature", ~written & same),
-                       ("two temperatures", ~written & ~same)):
-        line["accuracy"][kind] = accuracy_by_prompt(logits, rows[mask], compress(encoded, mask))
-    samples = rows[~written].unique()
-    score = expected(logits)[samples]
+    are right, by prompt and kind of pairs, and how scores of samples go with length and end."""
+    encoded, x, rows, kinds = part
+    line = {"kind": "reward", "name": name, "level": level, **more}
+    line["accuracy"] = {kind: accuracy_by_prompt(logits, rows[mask], compress(encoded, mask))
+                        for kind, mask in kinds.items()}
+    samples = rows[kinds["samples"]].unique()
     for sign, column in (("length", LENGTH), ("finished", FINISHED)):
-        both = torch.stack([score, x[samples, column]])
+        both = torch.stack([expected(logits)[samples], x[samples, column]])
         line["correlation with " + sign] = torch.corrcoef(both)[0, 1].item()
     append_lines(RUNS, line)
-    print(name, level, more, {k: np.mean([*a.values()]) for k, a in line["accuracy"].items()})
+
+
+def fit(x, rows, encoded, weight, level):
+    """A frozen head for features of pairs: W (D, K), b (K,), penalty."""
+    folds = torch.tensor([e.dialogue % 5 for e in encoded])
+    return fit_penalised(x, rows, weight, folds, RewardConfig(level=level))
 
 
 def fit_and_record(name, level, train, val, mask=None, columns=COLUMNS[20], seed=0, share=None):
     """A frozen head on some columns of features, fitted to the training pairs of a mask, or to all;
     written pairs have a share of the weight, or as much as prompts that count once give them."""
-    pairs, encoded, x, rows = train
-    written = is_written(pairs)
+    encoded, x, rows, kinds = train
+    written = kinds["written"]
     if mask is not None:
         encoded = list(compress(encoded, mask))
         written = written[mask]
@@ -400,37 +389,31 @@ def fit_and_record(name, level, train, val, mask=None, columns=COLUMNS[20], seed
     if share:
         weight = torch.where(written, weight / weight[written].sum() * share,
                              weight / weight[~written].sum() * (1 - share))
-    cfg = RewardConfig(level=level)
-    folds = torch.tensor([e.dialogue % 5 for e in encoded])
     x = x[:, columns]
-    W, b, penalty = fit_penalised(x, rows, weight, folds, cfg)
+    W, b, penalty = fit(x, rows, encoded, weight, level)
     z = (x - x.mean(0)) / x.std(0).clamp(min=1e-6)
-    loss = held_out_loss(z, rows, weight, folds, cfg, penalty)
+    folds = torch.tensor([e.dialogue % 5 for e in encoded])
+    loss = held_out_loss(z, rows, weight, folds, RewardConfig(level=level), penalty)
     ranked = {e.key for e in compress(encoded, ~written)}
-    record_heldout(name, level, val[2][:, columns] @ W + b, val, bootstrap=seed, penalty=penalty,
+    record_heldout(name, level, val[1][:, columns] @ W + b, val, bootstrap=seed, penalty=penalty,
                    fold_loss=loss, ranked_prompts=len(ranked))
 
 
 def heads(level):
     """Frozen heads of one level -> runs.jsonl: by what they are fitted to, by the number of ranked
     prompts, and (level 1) by their features."""
-    train, val, more = load_features("train", "held-out", "more")
-    pairs, encoded, x, rows = train
-    written = is_written(pairs)
-    coin = (pairs, encoded, x, by_a_coin(rows, written))
+    train = load_features("train")
+    val = load_features("held-out")
+    encoded, _, _, kinds = train
+    written = kinds["written"]
     fit_and_record("samples", level, train, val, ~written)
-    fit_and_record("both, with later prompts", level, more, val)
-    fit_and_record("both, samples by a coin", level, coin, val)
+    fit_and_record("both, with later prompts", level, load_features("more"), val)
     for seed in range(5):
         fit_and_record("written pairs", level, train, val, written, seed=seed)
         fit_and_record("both", level, train, val, seed=seed)
-    drawn = {texts_of(to_pair(row, "bundle")) for row in one_pair_each()}
-    one = torch.tensor([texts_of(p) in drawn for p in pairs])
-    fit_and_record("both, one pair a prompt", level, train, val, written | one)
     prompts = list(dict.fromkeys(e.key for e in compress(encoded, ~written)))
     for n in (60, 125, 250, 500, 1000):
-        chosen = set(prompts[:n])
-        few = torch.tensor([e.key in chosen for e in encoded])
+        few = torch.tensor([e.key in prompts[:n] for e in encoded])
         fit_and_record(f"both, {n} ranked prompts", level, train, val, written | few)
     for share in (0.2, 0.5, 0.8):
         fit_and_record(f"both, written pairs {share} of the weight", level, train, val, share=share)
@@ -442,55 +425,38 @@ def heads(level):
                 ("layer 20 and its last token", COLUMNS[20] + COLUMNS["last token"]),
                 ("layer 20 and mean log-prob", [*COLUMNS[20], LOGPROB])):
             fit_and_record("both, " + name, level, train, val, columns=columns)
-        x = val[2]
+        x = val[1]
         for name, score in (("shorter", -x[:, LENGTH]), ("finished", x[:, FINISHED]),
                             ("mean log-prob of the SFT model", x[:, LOGPROB])):  # no reader needed
             record_heldout(name, 1, score[:, None], val)
 
 
-def control_head(kind, like, out):
-    """A head of level 1 as a reward model folder for reinforce.py: fitted to "written" pairs, to
-    "samples", or to both with the samples ordered by a "coin". LIKE: the bundled data's."""
-    pairs, encoded, x, rows = load_features("train")[0]
-    written = is_written(pairs)
-    if kind == "coin":
-        rows = by_a_coin(rows, written)
-    else:
-        mask = written if kind == "written" else ~written
-        encoded = list(compress(encoded, mask))
-        rows = rows[mask]
-    folds = torch.tensor([e.dialogue % 5 for e in encoded])
-    W, b, penalty = fit_penalised(x[:, COLUMNS[20]], rows, prompt_weights(encoded, 0), folds,
-                                  RewardConfig(level=1))
-    shutil.copytree(like, out)
-    save_file({"weight": W.T.contiguous(), "bias": b}, Path(out) / "head.safetensors")
-    (Path(out) / "metrics.json").write_text(json.dumps({"layer": 20, "penalty": penalty}))
+def outputs_of(folder, setup, encoded):
+    """A finished reward model, its outputs (N, K) for the answers of pairs, and rows (B, 2)."""
+    rm = load_reward_model(folder, setup, "cpu")
+    cfg = ReinforceConfig(device="cpu", precision="fp32")
+
+    def outputs(prompt, answers):
+        return judge(rm, setup.sft, [prompt] * len(answers), answers, cfg)[0]
+
+    return rm, *over_answers(outputs, encoded)
 
 
 def held_out(name, folder):
-    """A trained trunk, judged as the frozen heads are -> runs.jsonl."""
-    [val] = load_features("held-out")
-    rm = load_reward_model(folder, start(RewardConfig(device="cpu")), "cpu")
-
-    def scores(prompt, answers):
-        return trunk_scores(rm, [prompt] * len(answers), answers)
-
-    logits, _ = over_answers(scores, val[1])
-    record_heldout(f"{name}, trained trunk", rm.level, logits, val)
+    """A reward model of reward.py, judged as the heads are -> runs.jsonl."""
+    val = load_features("held-out")
+    rm, logits, _ = outputs_of(folder, start(RewardConfig(device="cpu")), val[0])
+    record_heldout(name, rm.level, logits, val)
 
 
 def aligned(name, folder, policy):
-    """A frozen head on the pairs of an aligned policy's samples that both readers order alike."""
+    """A reward model on the pairs of an aligned policy's samples that both readers order alike."""
     rankings = [row for row in read_lines(SHEETS) if row["arms"] == [policy] * 4]
-    pairs = [to_pair(row, "sheet") for row, _, _ in agreed_pairs(rankings)]
-    setup = start(RewardConfig(device="cpu"))
-    rm = load_reward_model(folder, setup, "cpu")
-    encoded = encode_pairs(setup.chat, pairs, RewardConfig(device="cpu").max_len, "aligned")
-
-    def scores(prompt, answers):
-        return rm(answer_features(setup.sft, prompt, answers, rm.layer))
-
-    logits, rows = over_answers(scores, encoded)
+    pairs = [to_pair(row, "sheet") for row, _ in agreed_pairs(rankings)]
+    cfg = RewardConfig(device="cpu")
+    setup = start(cfg)
+    encoded = encode_pairs(setup.chat, pairs, cfg.max_len, "aligned")
+    rm, logits, rows = outputs_of(folder, setup, encoded)
     append_lines(RUNS, {"kind": "aligned", "name": name, "policy": policy, "level": rm.level,
                         "pairs": len(encoded),
                         "accuracy": accuracy_by_prompt(logits, rows, encoded)})
@@ -503,6 +469,8 @@ def validated(name, folder):
     append_lines(RUNS, {"kind": "validated", "name": name, "level": level} | metrics)
 
 
+# ----- policies -----
+
 def record(name, folder):
     """A finished run of reinforce.py as a line of runs.jsonl."""
     folder = Path(folder)
@@ -511,87 +479,62 @@ def record(name, folder):
                         "run": read_config(folder), "steps": read_lines(folder / "metrics.jsonl")})
 
 
-def two_judges(reward_model, seed, prompts=96):
-    """(setup, a function): policy -> its KL, and scores of its held-out answers by the reward model
-    of training ("own") and by a head fitted to the held-out pairs alone, which shares no label with
-    it ("other")."""
-    encoded, x, rows = load_features("held-out")[0][1:]
-    folds = torch.tensor([e.dialogue % 5 for e in encoded])
-    W, b, _ = fit_penalised(x[:, COLUMNS[20]], rows, prompt_weights(encoded, 0), folds,
-                            RewardConfig(level=1))
-    cfg = ReinforceConfig(device="cpu", seed=seed, precision="fp32")
+def judged(kind, name, reward_model, seed, most, *policies):
+    """The SFT model and policies, STEP=CHECKPOINT or READOUT=RUN, on at most so many held-out
+    prompts -> runs.jsonl: KL, and the scores of their answers by the reward model of training
+    ("own") and by a head fitted to the held-out pairs alone, which shares no label with it."""
+    encoded, x, rows, _ = load_features("held-out")
+    W, b, _ = fit(x[:, COLUMNS[20]], rows, encoded, prompt_weights(encoded, 0), 1)
+    cfg = ReinforceConfig(device="cpu", precision="fp32")
     setup = start(cfg)
-    prompts, keys = usable_prompts(setup.chat, setup.val, cfg, "evaluation", prompts)
+    prompts, keys = usable_prompts(setup.chat, setup.val, cfg, "evaluation", most)
     own = load_reward_model(reward_model, setup, "cpu")
-    both = torch.nn.Linear(len(W), own.out_features + 1).requires_grad_(False)  # in one pass
-    both.load_state_dict({"weight": torch.cat([own.weight, W.T]), "bias": torch.cat([own.bias, b])})
-    both.layer, both.trunk = own.layer, own.trunk
-
-    def judged(policy):
+    for item in ("sft=", *policies):
+        step, _, path = item.partition("=")
+        policy = copy.deepcopy(setup.sft)
+        if path.endswith(".pt"):
+            policy.load_state_dict(torch.load(path, weights_only=True)["policy"])
+        elif path:
+            policy = load_model(AutoModelForCausalLM, Path(path) / "model", "cpu")
         y = answer_all(policy, prompts, keys, seed, EVAL_STEP, cfg, setup.chat.end)
-        outputs, ref_logp = judge(both, setup.sft, prompts, y, cfg)
-        scores = {"own": expected(outputs[:, :-1]), "other": outputs[:, -1]}
-        kl = (sequence_logprobs(policy, prompts, y, cfg) - ref_logp).mean().item()
-        return {"kl": kl} | {name: [round(v, 3) for v in score.tolist()]
-                             for name, score in scores.items()}
-
-    return setup, judged
-
-
-def checkpoints(name, reward_model, seed, *files):
-    """The SFT model and one run's checkpoints, by two judges -> runs.jsonl."""
-    setup, judged = two_judges(reward_model, seed)
-    append_lines(RUNS, {"kind": "checkpoint", "name": name, "step": 0} | judged(setup.sft))
-    policy = copy.deepcopy(setup.sft)
-    for file in files:
-        saved = torch.load(file, weights_only=True)
-        policy.load_state_dict(saved["policy"])
-        step = len(saved["state"]["log"])
-        append_lines(RUNS, {"kind": "checkpoint", "name": name, "step": step} | judged(policy))
-
-
-def readouts(name, reward_model, seed, *runs):
-    """The SFT model and finished runs, NAME=RUN, by the same judges, on all held-out prompts."""
-    setup, judged = two_judges(reward_model, seed, prompts=None)
-    append_lines(RUNS, {"kind": "readout", "name": name, "step": "sft"} | judged(setup.sft))
-    for readout, run in (item.split("=") for item in runs):
-        policy = load_model(AutoModelForCausalLM, Path(run) / "model", "cpu")
-        append_lines(RUNS, {"kind": "readout", "name": name, "step": readout} | judged(policy))
-
-
-def doubled(name, reward_model, seed, out, *files):
-    """The mean of some checkpoints' weights, and weights twice as far from the SFT model, by the
-    same judges -> runs.jsonl; the latter to OUT/model."""
-    setup, judged = two_judges(reward_model, seed)
-    saved = [torch.load(file, weights_only=True, mmap=True)["policy"] for file in files]
-    policy = copy.deepcopy(setup.sft)
-    for factor, step in ((1, "mean of the last half"), (2, "twice as far")):
         with torch.no_grad():
-            for part, weight in policy.state_dict().items():
-                mean = (sum(weights[part].double() for weights in saved) / len(saved)).float()
-                sft = setup.sft.state_dict()[part]
-                weight.copy_(sft + factor * (mean - sft))
-        append_lines(RUNS, {"kind": "checkpoint", "name": name, "step": step} | judged(policy))
-    policy.save_pretrained(Path(out) / "model")
+            features = torch.cat([answer_features(setup.sft, prompt, [answer], 20)
+                                  for prompt, answer in zip(prompts, y)])        # (N, D)
+        ref_logp = sequence_logprobs(setup.sft, prompts, y, cfg)
+        kl = (sequence_logprobs(policy, prompts, y, cfg) - ref_logp).mean().item()
+        scores = {"own": expected(own(features)), "other": (features @ W + b)[:, 0]}
+        line = {"kind": kind, "name": name, "step": step, "kl": kl}
+        append_lines(RUNS, line | {by: [round(v, 3) for v in score.tolist()]
+                                   for by, score in scores.items()})
+
+
+def doubled(out, *files):
+    """Policies with the mean of some checkpoints' weights, OUT/1, and with weights twice as far
+    from the SFT model, OUT/2."""
+    policy = start(RewardConfig(device="cpu")).sft
+    sft = copy.deepcopy(policy.state_dict())
+    saved = [torch.load(file, weights_only=True, mmap=True)["policy"] for file in files]
+    for factor in (1, 2):
+        weights = {}
+        for part, weight in sft.items():
+            mean = sum(one[part].double() for one in saved) / len(saved)
+            weights[part] = weight + factor * (mean.float() - weight)
+        policy.load_state_dict(weights)
+        policy.save_pretrained(Path(out) / str(factor) / "model")
 
 
 def pure_noise(level, reward_model, out):
-    """A run (default settings, without the penalty for not ending) whose rewards in training are
+    """A run (default settings, without the penalty for not ending) whose r, in SFT spreads, are
     drawn, whatever the answer -> runs.jsonl: how far noise alone moves a policy."""
     cfg = ReinforceConfig(level=level, rm=reward_model, out=out, eos_penalty=0.0, seed=7)
-    cfg = replace(cfg, save_every=cfg.steps)  # it starts again if it is stopped: calls are counted
-    read_scores = reinforce.read_scores
-    spreads = []  # one a call: calibration, the steps, then the verdict
+    policy_gradient = reinforce.policy_gradient
+    rng = torch.Generator().manual_seed(cfg.seed)
 
-    def drawn(logits, past, cfg):
-        scores = read_scores(logits, past, cfg)
-        if 1 <= len(spreads) <= cfg.steps:
-            rng = np.random.default_rng([cfg.seed, len(spreads) - 1, 99])
-            scores = torch.from_numpy(rng.normal(0, spreads[0], len(logits)).astype(np.float32))
-        spreads.append(scores.std().item())
-        return scores
+    def of_noise(policy, prompts, answers, r, *others):
+        drawn = torch.randn(len(r), generator=rng)
+        return policy_gradient(policy, prompts, answers, drawn, *others)
 
-    reinforce.read_scores = drawn
+    reinforce.policy_gradient = of_noise
     reinforce.main(cfg)
     record(f"level {level}, drawn rewards", out)
 
@@ -614,10 +557,8 @@ def variance(name, run, reward_model, at, prompts=96):
     run = Path(run)
     log = read_lines(run / "metrics.jsonl")
     there = read_config(run)
-    names = ("level", "temperature", "max_prompt", "max_new", "beta", "eos_penalty", "decay")
-    cfg = ReinforceConfig(device="cpu", **{field: there[field] for field in names})
+    cfg = ReinforceConfig(device="cpu", level=there["level"], eos_penalty=there["eos_penalty"])
     setup = start(cfg)
-    end = setup.chat.end
     rm = load_reward_model(reward_model, setup, "cpu")
     x, keys = usable_prompts(setup.chat, setup.train, cfg, "REINFORCE")
     x = x[-prompts:]
@@ -625,18 +566,14 @@ def variance(name, run, reward_model, at, prompts=96):
     b = {"ema": log[0]["baseline"], "mean": log[0]["baseline"], "none": 0.0}
     if at == "end":
         policy = load_model(AutoModelForCausalLM, run / "model", "cpu")
-        for step, m in enumerate(log):
-            for kind in ("ema", "mean"):
-                as_if = replace(cfg, baseline=kind)
-                b[kind] = next_baseline(b[kind], m["reward"], step, as_if)
+        b["ema"] = next_baseline(log[-1]["baseline"], log[-1]["reward"], len(log) - 1, cfg)
+        b["mean"] = float(np.mean([b["mean"], *(m["reward"] for m in log)]))
 
-    y = answer_all(policy, x, keys[-prompts:], cfg.seed, SAMPLE_STEP + 200, cfg, end)
-    with torch.no_grad():
-        outputs, ref_logp = judge(rm, setup.sft, x, y, cfg)
-    ended = torch.tensor([float(a[-1] == end) for a in y])
+    y = answer_all(policy, x, keys[-prompts:], cfg.seed, SAMPLE_STEP + 200, cfg, setup.chat.end)
+    outputs, ref_logp = judge(rm, setup.sft, x, y, cfg)
+    ended = torch.tensor([float(a[-1] == setup.chat.end) for a in y])
     unit = json.loads((run / "verdict.json").read_text(encoding="utf-8"))["unit"]
     r = expected(outputs) / unit - cfg.eos_penalty * (1 - ended)                 # (N,)
-    policy.requires_grad_(True)
     sketches = []
     logp = torch.empty(prompts)
     for i in range(prompts):
@@ -652,14 +589,6 @@ def variance(name, run, reward_model, at, prompts=96):
                         "products": [[round(v) for v in row] for row in (g @ g.T).tolist()]})
 
 
-COMMANDS = {
-    "samples": make_samples, "sheets": make_sheets, "duels": make_duels, "collect": collect,
-    "cooled": cooled, "aligned_sheets": make_aligned, "bundle": bundle, "one_pair": one_pair,
-    "heads": heads, "aligned": aligned, "held_out": held_out, "record": record,
-    "validated": validated, "checkpoints": checkpoints, "untrained_arms": untrained_arms,
-    "control_head": control_head, "doubled": doubled, "pure_noise": pure_noise,
-    "readouts": readouts, "variance": variance}
-
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
-    COMMANDS[command](*(int(a) if a.isdigit() else a for a in arguments))
+    globals()[command](*(int(a) if a.isdigit() else a for a in arguments))

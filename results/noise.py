@@ -35,12 +35,11 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from reinforce import READOUTS, ReinforceConfig, sample, uniforms  # noqa: E402
-from results.experiments import (COLUMNS, MAX_NEW, POOL, SAMPLE_STEP, append_lines,  # noqa: E402
-                                 expected, is_written, load_features, make_features,
-                                 verdict_prompts)
-from results.tables import CONDITIONS, RUNS, grouped, lines_of  # noqa: E402
-from reward import RewardConfig, fit_head, fit_penalised, prompt_weights  # noqa: E402
+from reinforce import READOUTS, ReinforceConfig, answer_all, usable_prompts  # noqa: E402
+from results.experiments import (COLUMNS, PROMPTS, SAMPLE_STEP, append_lines, expected,  # noqa: E402
+                                 fit, load_features, make_features, pool_file)
+from results.tables import CONDITIONS, RUNS  # noqa: E402
+from reward import RewardConfig, fit_head, prompt_weights, start  # noqa: E402
 
 NOISY_TOPICS = ("advice", "code", "explain", "facts", "lists")  # the first five by alphabet
 HIGH = 0.45                 # share of flipped orders in the noisy topics,
@@ -50,21 +49,21 @@ RISK = 0.5                  # of the readouts; of the bound, in standard deviati
 KLS = (0.5, 1.0, 2.0)       # nats, averaged over the prompts
 
 
-def make_pool(n):
-    """n answers of the SFT model at 0.7 to each of the verdict's first prompts, with their features
-    -> POOL; goes on where it was stopped."""
-    setup, ids, keys = verdict_prompts(ReinforceConfig(device="cpu"))
-    pool = {"keys": keys, "answers": [], "features": []}
-    if POOL.exists():
-        pool = torch.load(POOL)
-    for number in range(len(pool["answers"]), n):
-        numbers = uniforms(0, SAMPLE_STEP + 100 + number, keys, MAX_NEW)
-        answers = sample(setup.sft, ids, numbers, 0.7, setup.chat.end)
-        pool["answers"].append(answers)
-        features = [make_features(setup, x, [y]) for x, y in zip(ids, answers)]
-        pool["features"].append(torch.cat(features))                             # (P, F)
-        torch.save(pool, POOL)
-        print(f"answer {number + 1} of {n}", flush=True)
+@torch.no_grad()
+def pool(n, temperature):
+    """n answers of the SFT model at a temperature to each of the verdict's first prompts, with
+    their features -> pool_file()."""
+    cfg = ReinforceConfig(device="cpu", precision="fp32", temperature=float(temperature))
+    setup = start(cfg)
+    prompts, keys = usable_prompts(setup.chat, setup.val, cfg, "evaluation", PROMPTS)
+    made = {"answers": [], "features": []}
+    for number in range(n):
+        step = SAMPLE_STEP + 100 + number
+        answers = answer_all(setup.sft, prompts, keys, 0, step, cfg, setup.chat.end)
+        made["answers"].append(answers)
+        features = [make_features(setup, x, [y]) for x, y in zip(prompts, answers)]
+        made["features"].append(torch.cat(features))                             # (P, F)
+    torch.save(made, pool_file(temperature))
 
 
 # ----- the best policy on the pool, and what it earns -----
@@ -88,12 +87,8 @@ def tilted(score, kl):
 
 
 def gains(score, gold):
-    """{at what KL, or best of n: gold reward above that of the SFT model, (P,)}; (P, n), (P, n)."""
-    base = gold.mean(1)
-    result = {f"KL {kl}": (tilted(score, kl) * gold).sum(1) - base for kl in KLS}
-    best = score.argmax(1, keepdim=True)
-    result[f"best of {score.shape[1]}"] = gold.gather(1, best)[:, 0] - base
-    return result
+    """{at what KL: gold reward above that of the SFT model, (P,)}; (P, n), (P, n)."""
+    return {f"KL {kl}": (tilted(score, kl) * gold).sum(1) - gold.mean(1) for kl in KLS}
 
 
 def frontier(level, folder, run):
@@ -101,7 +96,7 @@ def frontier(level, folder, run):
     of n, in the unit of a run that was trained with it."""
     unit = json.loads((Path(run) / "verdict.json").read_text())["unit"]
     head = load_file(Path(folder) / "head.safetensors")
-    pool = torch.stack(torch.load(POOL)["features"], 1)                          # (P, n, F)
+    pool = torch.stack(torch.load(pool_file(0.7))["features"], 1)                          # (P, n, F)
     score = expected(pool[..., COLUMNS[20]] @ head["weight"].T + head["bias"])
     kls = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5)
     line = {"kind": "frontier", "level": level, "kl": kls, "gain": []}
@@ -112,7 +107,6 @@ def frontier(level, folder, run):
         gain = score[:, :n].amax(1) - score.mean(1)
         line[f"best of {n}"] = gain.mean().item() / unit
     append_lines(RUNS, line)
-    print(line)
 
 
 # ----- the world -----
@@ -128,13 +122,12 @@ def arms(x, rows, encoded, rate, pool):
     """{arm: scores (P, n)} of heads fitted to pairs, for the pool's features (P, n, D)."""
     weight = prompt_weights(encoded, 0)
     known = weight * (1 - 2 * rate)
-    folds = torch.tensor([e.dialogue % 5 for e in encoded])
     mean = x.mean(0)
     scale = x.std(0).clamp(min=1e-6)
     scores = {}
     for level in (1, 2):
         cfg = RewardConfig(level=level)
-        W, b, penalty = fit_penalised(x, rows, weight, folds, cfg)
+        W, b, penalty = fit(x, rows, encoded, weight, level)
         logits = pool @ W + b                                                    # (P, n, K)
         scores[f"level {level}, mean"] = expected(logits)
         if level == 2:
@@ -142,7 +135,7 @@ def arms(x, rows, encoded, rate, pool):
             for name in ("variance", "entropy", "entropic", "win"):
                 score = READOUTS[name](p, p.mean(0), RISK)
                 scores[f"level 2, {name}"] = score.view(logits.shape[:2])
-        W, b, _ = fit_penalised(x, rows, known / known.sum(), folds, cfg)
+        W, b, _ = fit(x, rows, encoded, known / known.sum(), level)
         scores[f"level {level}, oracle"] = expected(pool @ W + b)
         heads = []
         for seed in range(1, BOOTSTRAPS + 1):  # with the penalty of the whole
@@ -159,24 +152,22 @@ def arms(x, rows, encoded, rate, pool):
 
 def world(draws):
     parts = []
-    for pairs, encoded, x, rows in load_features("train", "held-out"):
-        ranked = ~is_written(pairs)
+    for part in ("train", "held-out"):
+        encoded, x, rows, kinds = load_features(part)
+        ranked = kinds["samples"]
         parts.append((list(compress(encoded, ranked)), x, rows[ranked]))
     (encoded, x, rows), (val_encoded, val_x, val_rows) = parts
 
     # gold: every ranked pair of both parts, on features that no arm sees
     columns = COLUMNS[15] + COLUMNS[25]
     both = encoded + val_encoded
-    folds = torch.tensor([e.dialogue % 5 for e in both])
-    W, b, _ = fit_penalised(torch.cat([x, val_x])[:, columns],
-                            torch.cat([rows, len(x) + val_rows]), prompt_weights(both, 0), folds,
-                            RewardConfig(level=1))
-    pool = torch.stack(torch.load(POOL)["features"], 1)                          # (P, n, F)
+    W, b, _ = fit(torch.cat([x, val_x])[:, columns], torch.cat([rows, len(x) + val_rows]), both,
+                  prompt_weights(both, 0), level=1)
+    pool = torch.stack(torch.load(pool_file(0.7))["features"], 1)                          # (P, n, F)
     gold_pool = (pool[..., columns] @ W + b)[..., 0]                             # (P, n)
     # unit: spread within a prompt (divided by n, not n - 1: 3 % less than without bias)
     gold_pool /= (gold_pool - gold_pool.mean(1, keepdim=True)).std()
     gold = (x[:, columns] @ W + b)[:, 0]
-    print("gold itself, at 2 nats:", gains(gold_pool, gold_pool)["KL 2.0"].mean().item())
 
     noisy = torch.tensor([e.topic in NOISY_TOPICS for e in encoded])
     by_topic = torch.where(noisy, HIGH, LOW)
@@ -185,9 +176,8 @@ def world(draws):
     none = torch.zeros(len(rows))
     rates = {"clean": none, "random": none + share, "half": by_topic, "few": none}
     prompts = list(dict.fromkeys(e.key for e in encoded))
-    done = grouped(lines_of("noise"), "condition", "draw")
     for condition, draw in product(CONDITIONS, range(draws)):
-        if (condition, draw) in done or condition == "clean" and draw > 0:  # nothing is drawn there
+        if condition == "clean" and draw > 0:  # nothing is drawn there
             continue
         chosen = set(prompts)
         if condition == "few":
@@ -205,8 +195,6 @@ def world(draws):
             print(condition, draw, arm, gain["KL 2.0"].mean().item(), flush=True)
 
 
-COMMANDS = {"pool": make_pool, "frontier": frontier, "world": world}
-
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
-    COMMANDS[command](*(int(a) if a.isdigit() else a for a in arguments))
+    globals()[command](*(int(a) if a.isdigit() else a for a in arguments))

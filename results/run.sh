@@ -1,79 +1,80 @@
 #!/usr/bin/env bash
 # What stands behind REPORT.md, in order; on two CPU cores: days. Samples and runs go on where they were stopped; results are
-# appended to runs.jsonl, so a command that is repeated needs its old lines taken out.
+# appended to runs.jsonl, so a command that is repeated needs its old lines taken out. For the report 64 of the held-out prompts
+# were read first, for the policies of main, penalty and controls; here all are answered at once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export HF_HUB_OFFLINE=1   # the packaged SFT model and the bundled pairs, as in the report
+RM=runs/demo_pairs-reward # and the level: the reward models that `main` makes
+
+x() { python results/experiments.py "$@"; }
+
+policy() {    # NAME OUT SETTINGS...: a run of reinforce.py as a line of runs.jsonl
+  python reinforce.py --out $2 "${@:3}"
+  x record "$1" $2
+}
+
+read_at() {   # TEMPERATURE NAME=RUN...: answers, and sheets against the SFT model, which are read before `collect`
+  local policies=("${@:2}")
+  x cooled $1 runs/answers.json "${policies[@]}"
+  x duels runs/answers.json "sft at $1" "${policies[@]/%=*/ at $1}"
+}
 
 data() {      # prompts are in data/; sheets are read by readers between `sheets` and `collect`
-  python results/experiments.py samples
-  python results/experiments.py sheets A train
-  python results/experiments.py sheets A held-out
-  python results/experiments.py sheets B held-out
-  python results/experiments.py collect
-  python results/experiments.py bundle
-  python results/experiments.py sheets A later    # then `collect`: prompts that are in no bundle
+  x samples
+  x sheets train
+  x sheets held-out
+  x collect
+  x bundle
+  x sheets later    # then `collect`: prompts that are in no bundle
 }
 
 rewards() {
-  python results/experiments.py heads 1
-  python results/experiments.py heads 2
+  x heads 1
+  x heads 2
 }
 
 main() {      # the README's command, both levels; then sheets of the policies against the SFT model
   for level in 1 2; do
-    python reinforce.py --level $level
-    python results/experiments.py record "level $level" runs/demo_pairs-level$level
+    policy "level $level" runs/demo_pairs-level$level --level $level
   done
-  python eval.py --policies l1=runs/demo_pairs-level1 l2=runs/demo_pairs-level2 \
-    --rewards runs/demo_pairs-reward1 runs/demo_pairs-reward2 --eval_prompts 64
-  python results/experiments.py cooled 0.4 first runs/cooled.json l1=runs/demo_pairs-level1 l2=runs/demo_pairs-level2
-  for reader in A B; do
-    for policy in l1 l2; do
-      python results/experiments.py duels runs/eval.json $reader sft $policy
-      python results/experiments.py duels runs/cooled.json $reader "sft at 0.4" "$policy at 0.4"
-    done
-    python results/experiments.py aligned_sheets runs/demo_pairs-level1 $reader
+  for t in 0.7 0.4 0.2; do
+    x cooled $t runs/answers.json sft
   done
+  x duels runs/answers.json "sft at 0.7" "sft at 0.4"
+  x duels runs/answers.json "sft at 0.4" "sft at 0.2"
+  for t in 0.7 0.4; do
+    read_at $t l1=runs/demo_pairs-level1 l2=runs/demo_pairs-level2
+  done
+  x aligned_sheets runs/demo_pairs-level1
 }
 
-penalty() {   # the same without the penalty for an answer that does not end
+penalty() {   # without the penalty for an answer that does not end; also what later runs are compared with
   for level in 1 2; do
-    python reinforce.py --level $level --eos_penalty 0 --rm runs/demo_pairs-reward$level --out runs/level$level-no-penalty
-    python results/experiments.py record "level $level, no penalty" runs/level$level-no-penalty
+    policy "level $level, no penalty" runs/level$level-no-penalty --level $level --eos_penalty 0 --rm $RM$level
   done
-  python results/experiments.py cooled 0.7 first runs/penalty.json \
-    "l1, no penalty=runs/level1-no-penalty" "l2, no penalty=runs/level2-no-penalty"
+  for t in 0.7 0.4; do
+    read_at $t "l1, no penalty=runs/level1-no-penalty" "l2, no penalty=runs/level2-no-penalty"
+  done
 }
 
-controls() {  # what needs no REINFORCE, and a policy of coin labels
-  python results/noise.py pool 16
-  python results/experiments.py untrained_arms runs/demo_pairs-reward1 runs/untrained.json
+controls() {  # what needs no REINFORCE, and policies of coin labels
+  for t in 0.7 0.4; do
+    python results/noise.py pool 16 $t
+    x untrained_arms ${RM}1 $t runs/untrained.json
+  done
+  x duels runs/untrained.json "sft at 0.7" "best of 4 at 0.7" "best of 16 at 0.7" "one short sentence at 0.7"
+  x duels runs/untrained.json "sft at 0.4" "best of 16 at 0.4"
+  x by_a_coin runs/coin.jsonl
   for level in 1 2; do
-    python results/noise.py frontier $level runs/demo_pairs-reward$level runs/demo_pairs-level$level
+    python results/noise.py frontier $level $RM$level runs/demo_pairs-level$level
+    python reward.py --level $level --data runs/coin.jsonl --rm runs/coin-reward$level
+    x held_out "both, samples by a coin" runs/coin-reward$level
   done
-  python results/experiments.py control_head coin runs/demo_pairs-reward1 runs/coin-reward1
-  python reinforce.py --level 1 --rm runs/coin-reward1 --out runs/level1-coin
-  python results/experiments.py record "level 1, coin labels" runs/level1-coin
-  python results/experiments.py cooled 0.7 first runs/coin.json "l1, coin labels=runs/level1-coin"
-  for reader in A B; do
-    for arm in "best of 4" "best of 16" "one short sentence"; do
-      python results/experiments.py duels runs/untrained.json $reader sft "$arm"
-    done
-    for policy in penalty:"l1, no penalty" penalty:"l2, no penalty" coin:"l1, coin labels"; do
-      python results/experiments.py duels runs/${policy%%:*}.json $reader "sft at 0.7" "${policy#*:} at 0.7"
-    done
-  done
-}
-
-wide() {      # the other 164 held-out prompts
-  python results/experiments.py cooled 0.7 others runs/wide.json l1=runs/demo_pairs-level1 l2=runs/demo_pairs-level2 \
-    "l1, no penalty=runs/level1-no-penalty" "l2, no penalty=runs/level2-no-penalty" "l1, coin labels=runs/level1-coin"
-  for reader in A B; do
-    for policy in l1 l2 "l1, no penalty" "l2, no penalty" "l1, coin labels"; do
-      python results/experiments.py duels runs/wide.json $reader "sft at 0.7" "$policy at 0.7"
-    done
-  done
+  policy "level 1, coin labels" runs/level1-coin --level 1 --rm runs/coin-reward1
+  policy "level 1, coin labels, no penalty" runs/level1-coin-no-penalty --level 1 --eos_penalty 0 --rm runs/coin-reward1
+  read_at 0.7 "l1, coin labels=runs/level1-coin"
+  read_at 0.4 "l1, coin labels=runs/level1-coin" "l1, coin labels, no penalty=runs/level1-coin-no-penalty"
 }
 
 keep() {      # hard links of a run's checkpoints, every ten steps
@@ -83,90 +84,51 @@ keep() {      # hard links of a run's checkpoints, every ten steps
   done
 }
 
-long() {      # 3,200 sampled answers; and everything at other temperatures
+long() {      # 3,200 sampled answers, their checkpoints by two judges, and weights twice as far from the SFT model
   for level in 1 2; do
-    keep runs/level$level-long &
-    python reinforce.py --level $level --eos_penalty 0 --steps 100 --batch 32 --seed 1 --save_every 5 \
-      --rm runs/demo_pairs-reward$level --out runs/level$level-long
+    name="level $level, no penalty, 3,200 answers"
+    out=runs/level$level-long
+    keep $out &
+    policy "$name" $out --level $level --eos_penalty 0 --steps 100 --batch 32 --seed 1 --save_every 5 --rm $RM$level
     kill %%
-    python results/experiments.py record "level $level, no penalty, 3,200 answers" runs/level$level-long
-    python results/experiments.py checkpoints "level $level, no penalty, 3,200 answers" runs/demo_pairs-reward$level 1 \
-      runs/level$level-long-{10,20,30,40,50,60,80,100}.pt
-    python results/experiments.py doubled "level $level, no penalty, 3,200 answers" runs/demo_pairs-reward$level 1 \
-      runs/level$level-doubled runs/level$level-long-{50,60,70,80,90,100}.pt
-  done
-  policies=("l1, no penalty, 3,200 answers=runs/level1-long" "l2, no penalty, 3,200 answers=runs/level2-long")
-  python results/experiments.py cooled 0.7 all runs/long.json "${policies[@]}"
-  python results/experiments.py cooled 0.4 all runs/long.json "${policies[@]}" "l1, coin labels=runs/level1-coin" \
-    "l1, doubled=runs/level1-doubled" "l2, doubled=runs/level2-doubled"
-  python results/experiments.py cooled 0.2 all runs/long.json
-  python results/experiments.py cooled 0.4 others runs/wide04.json l1=runs/demo_pairs-level1 l2=runs/demo_pairs-level2
-  for reader in A B; do
-    python results/experiments.py duels runs/long.json $reader "sft at 0.7" "sft at 0.4"
-    python results/experiments.py duels runs/long.json $reader "sft at 0.4" "sft at 0.2"
-    python results/experiments.py duels runs/long.json $reader "sft at 0.4" "l1, coin labels at 0.4"
-    for level in 1 2; do
-      for t in 0.7 0.4; do
-        python results/experiments.py duels runs/long.json $reader "sft at $t" "l$level, no penalty, 3,200 answers at $t"
-      done
-      python results/experiments.py duels runs/long.json $reader "sft at 0.4" "l$level, doubled at 0.4"
-      python results/experiments.py duels runs/wide04.json $reader "sft at 0.4" "l$level at 0.4"
+    x doubled $out-doubled $out-{50,60,70,80,90,100}.pt
+    points=()
+    for n in 10 20 30 40 50 60 80 100; do
+      points+=($n=$out-$n.pt)
     done
+    x judged checkpoint "$name" $RM$level 1 96 "${points[@]}" "mean of the last half=$out-doubled/1" "twice as far=$out-doubled/2"
+    for t in 0.7 0.4; do
+      read_at $t "l$level, no penalty, 3,200 answers=$out"
+    done
+    read_at 0.4 "l$level, doubled=$out-doubled/2"
   done
 }
 
 long_seeds() {    # two more seeds of the long runs, read at 0.4
-  policies=()
   for level in 1 2; do
     for seed in 2 3; do
       name="no penalty, 3,200 answers, seed $seed"
       out=runs/level$level-long-seed$seed
-      python reinforce.py --level $level --eos_penalty 0 --steps 100 --batch 32 --seed $seed --save_every 5 \
-        --rm runs/demo_pairs-reward$level --out $out
-      python results/experiments.py record "level $level, $name" $out
-      policies+=("l$level, $name=$out")
-    done
-  done
-  python results/experiments.py cooled 0.4 all runs/long-seeds.json "${policies[@]}"
-  for reader in A B; do
-    for policy in "${policies[@]}"; do
-      python results/experiments.py duels runs/long-seeds.json $reader "sft at 0.4" "${policy%%=*} at 0.4"
+      policy "level $level, $name" $out --level $level --eos_penalty 0 --steps 100 --batch 32 --seed $seed --save_every 5 \
+        --rm $RM$level
+      read_at 0.4 "l$level, $name=$out"
     done
   done
 }
 
 temperatures() {  # level 1 without the penalty, trained at other temperatures, all read at 0.4
   for t in 0.4 1.0; do
-    python reinforce.py --level 1 --eos_penalty 0 --temperature $t --rm runs/demo_pairs-reward1 --out runs/level1-t$t
-    python results/experiments.py record "level 1, no penalty, trained at $t" runs/level1-t$t
-  done
-  policies=("l1, no penalty" "l1, no penalty, trained at 0.4" "l1, no penalty, trained at 1.0")
-  python results/experiments.py cooled 0.4 all runs/trained.json "${policies[0]}=runs/level1-no-penalty" \
-    "${policies[1]}=runs/level1-t0.4" "${policies[2]}=runs/level1-t1.0"
-  for reader in A B; do
-    for policy in "${policies[@]}"; do
-      python results/experiments.py duels runs/trained.json $reader "sft at 0.4" "$policy at 0.4"
-    done
+    policy "level 1, no penalty, trained at $t" runs/level1-t$t --level 1 --eos_penalty 0 --temperature $t --rm ${RM}1
+    read_at 0.4 "l1, no penalty, trained at $t=runs/level1-t$t"
   done
 }
 
-seeds() {     # two more seeds of both levels without the penalty, and coin labels, all read at 0.4
-  policies=()
+seeds() {     # two more seeds of both levels without the penalty, read at 0.4
   for level in 1 2; do
     for seed in 2 3; do
       out=runs/level$level-no-penalty-seed$seed
-      python reinforce.py --level $level --eos_penalty 0 --seed $seed --rm runs/demo_pairs-reward$level --out $out
-      python results/experiments.py record "level $level, no penalty, seed $seed" $out
-      policies+=("l$level, no penalty, seed $seed=$out")
-    done
-  done
-  python reinforce.py --level 1 --eos_penalty 0 --rm runs/coin-reward1 --out runs/level1-coin-no-penalty
-  python results/experiments.py record "level 1, coin labels, no penalty" runs/level1-coin-no-penalty
-  policies+=("l1, coin labels, no penalty=runs/level1-coin-no-penalty" "l2, no penalty=runs/level2-no-penalty")
-  python results/experiments.py cooled 0.4 all runs/trained.json "${policies[@]}"
-  for reader in A B; do
-    for policy in "${policies[@]}"; do
-      python results/experiments.py duels runs/trained.json $reader "sft at 0.4" "${policy%%=*} at 0.4"
+      policy "level $level, no penalty, seed $seed" $out --level $level --eos_penalty 0 --seed $seed --rm $RM$level
+      read_at 0.4 "l$level, no penalty, seed $seed=$out"
     done
   done
 }
@@ -175,79 +137,67 @@ readouts() {  # level 2 by readout, without the penalty
   runs=()
   for readout in mean variance entropy win; do
     out=runs/level2-readout-$readout
-    python reinforce.py --level 2 --eos_penalty 0 --readout $readout --seed 4 --rm runs/demo_pairs-reward2 --out $out
-    runs+=("$readout=$out")
+    python reinforce.py --level 2 --eos_penalty 0 --readout $readout --seed 4 --rm ${RM}2 --out $out
+    runs+=($readout=$out)
   done
-  python results/experiments.py readouts "level 2, no penalty, 640 answers, seed 4" runs/demo_pairs-reward2 4 "${runs[@]}"
+  x judged readout "level 2, no penalty, 640 answers, seed 4" ${RM}2 4 228 "${runs[@]}"
 }
 
 drawn() {     # a run whose rewards are drawn
-  python results/experiments.py pure_noise 1 runs/demo_pairs-reward1 runs/level1-noise
+  x pure_noise 1 ${RM}1 runs/level1-noise
 }
 
 human() {     # human pairs: `human NAME FILE` for each file of preference pairs
   for level in 1 2; do
     python reward.py --level $level --data $2 --max_len 1024 --rm runs/human-$1-reward$level
-    python results/experiments.py validated $1 runs/human-$1-reward$level
+    x validated $1 runs/human-$1-reward$level
   done
 }
 
 human_policy() {  # of `human hh_helpful FILE`
-  python reinforce.py --level 1 --eos_penalty 0 --rm runs/human-hh_helpful-reward1 --out runs/level1-human
-  python results/experiments.py record "level 1, human pairs, no penalty" runs/level1-human
-  python results/experiments.py cooled 0.4 all runs/trained.json "l1, human pairs=runs/level1-human"
-  for reader in A B; do
-    python results/experiments.py duels runs/trained.json $reader "sft at 0.4" "l1, human pairs at 0.4"
-  done
+  policy "level 1, human pairs, no penalty" runs/level1-human --level 1 --eos_penalty 0 --rm runs/human-hh_helpful-reward1
+  read_at 0.4 "l1, human pairs=runs/level1-human"
 }
 
 gradients() { # products of single answers' gradients, at both ends of the runs of `penalty`
   for level in 1 2; do
     for at in start end; do
-      python results/experiments.py variance "level $level, no penalty" runs/level$level-no-penalty runs/demo_pairs-reward$level $at
+      x variance "level $level, no penalty" runs/level$level-no-penalty $RM$level $at
     done
   done
 }
 
-trunks() {    # the trained trunk on written pairs, five seeds; then beside a ranked pair a prompt. The frozen one is in `rewards`
+trunks() {    # the trained trunk on written pairs, five seeds; then both trunks beside a ranked pair a prompt
+  x one_pair runs/one_pair.jsonl
   for level in 1 2; do
     for seed in 0 1 2 3 4; do
-      folder=runs/written-trained$level-$seed
-      python reward.py --level $level --data data/demo_pairs.jsonl --trunk trained --rm_seed $seed --rm $folder
-      python results/experiments.py held_out "written pairs" $folder
+      out=runs/written-trained$level-$seed
+      python reward.py --level $level --data data/demo_pairs.jsonl --trunk trained --rm_seed $seed --rm $out
+      x held_out "written pairs, trained trunk" $out
     done
+    python reward.py --level $level --data data/demo_pairs.jsonl runs/one_pair.jsonl --rm runs/both-frozen$level
+    x held_out "both, one pair a prompt" runs/both-frozen$level
   done
-  python results/experiments.py one_pair runs/one_pair.jsonl
-  python reward.py --level 1 --data data/demo_pairs.jsonl runs/one_pair.jsonl --trunk trained --rm runs/both-trained1-0
-  python results/experiments.py held_out "both, one pair a prompt" runs/both-trained1-0
+  python reward.py --level 1 --data data/demo_pairs.jsonl runs/one_pair.jsonl --trunk trained --rm runs/both-trained1
+  x held_out "both, one pair a prompt, trained trunk" runs/both-trained1
 }
 
-kinds() {     # policies against reward models of one kind of pairs, or with a trained trunk, read at 0.4
-  for kind in written samples; do
-    python results/experiments.py control_head $kind runs/demo_pairs-reward1 runs/$kind-reward1
-  done
-  for rm in written-reward1 samples-reward1 both-trained1-0; do
-    python reinforce.py --level 1 --eos_penalty 0 --rm runs/$rm --out runs/level1-$rm
-  done
-  python results/experiments.py record "level 1, written pairs alone, no penalty" runs/level1-written-reward1
-  python results/experiments.py record "level 1, samples alone, no penalty" runs/level1-samples-reward1
-  python results/experiments.py record "level 1, trained trunk, no penalty" runs/level1-both-trained1-0
-  policies=("l1, written pairs alone=runs/level1-written-reward1" "l1, samples alone=runs/level1-samples-reward1"
-    "l1, trained trunk=runs/level1-both-trained1-0")
-  python results/experiments.py cooled 0.4 all runs/trained.json "${policies[@]}"
-  for reader in A B; do
-    for policy in "${policies[@]}"; do
-      python results/experiments.py duels runs/trained.json $reader "sft at 0.4" "${policy%%=*} at 0.4"
-    done
+kinds() {     # policies against reward models of one kind of pairs, or with the trained trunk of `trunks`, read at 0.4
+  python reward.py --level 1 --data data/demo_pairs.jsonl --rm runs/written-reward1
+  python reward.py --level 1 --data data/sample_pairs.jsonl.gz --rm runs/samples-reward1
+  for name in "written pairs alone=written-reward1" "samples alone=samples-reward1" "trained trunk=both-trained1"; do
+    rm=${name#*=}
+    policy "level 1, ${name%=*}, no penalty" runs/level1-$rm --level 1 --eos_penalty 0 --rm runs/$rm
+    read_at 0.4 "l1, ${name%=*}=runs/level1-$rm"
   done
 }
 
 world() { python results/noise.py world 3; }   # needs the pool of `controls`
 
 read_back() { # once the sheets are read
-  python results/experiments.py collect
+  x collect
   for level in 1 2; do
-    python results/experiments.py aligned "level $level" runs/demo_pairs-reward$level demo_pairs-level1
+    x aligned "level $level" $RM$level demo_pairs-level1
   done
 }
 

@@ -5,6 +5,7 @@
 A table stands between `<!-- table NAME -->` and `<!-- end -->`.
 """
 import gzip
+import html
 import json
 import lzma
 import math
@@ -21,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 RUNS = HERE / "runs.jsonl"
 RANKINGS = HERE / "rankings.jsonl"
 SHEETS = HERE / "sheets.jsonl.xz"
-PAGES = ("README.md", "REPORT.md", "data/README.md", "results/TABLES.md")
+PAGES = ("REPORT.md", "data/README.md", "results/TABLES.md")
 ANGLE = np.linspace(-math.pi / 2, math.pi / 2, 20_001)
 
 
@@ -39,8 +40,10 @@ def read_lines(path):
         return [json.loads(line) for line in file]
 
 
-def lines_of(kind):
-    return [line for line in read_lines(RUNS) if line["kind"] == kind]
+def lines_of(kind, names=".*"):
+    """Lines of runs.jsonl of a kind, whose name, if they have one, is of a pattern."""
+    return [line for line in read_lines(RUNS)
+            if line["kind"] == kind and re.fullmatch(names, line.get("name", ""))]
 
 
 def grouped(rows, *names):
@@ -97,7 +100,7 @@ def p_value(values):
     """Two-sided, of a mean of 0."""
     error, df = standard_error(values)
     t, cdf = student_t(df)
-    return 2 * float(np.interp(-abs(np.mean(values)) / error, t, cdf)) if error else 1.0
+    return 2 * float(np.interp(-abs(np.mean(values)) / error, t, cdf))
 
 
 def holm(p):
@@ -107,13 +110,6 @@ def holm(p):
     adjusted = np.empty(len(p))
     adjusted[order] = np.maximum.accumulate(steps).clip(max=1)
     return adjusted
-
-
-def sign_test(wins, losses):
-    """Exact two-sided p-value of a coin, without the ties."""
-    n = wins + losses
-    least = min(wins, losses)
-    return min(1.0, 2 * sum(math.comb(n, k) for k in range(least + 1)) / 2**n)
 
 
 def kappa(first, second):
@@ -146,7 +142,7 @@ def gradient_moments(products, advantages):
     return second, signal
 
 
-# ----- tables -----
+# ----- tables: runs -----
 
 def markdown(head, rows):
     lines = [head, ["---"] * len(head), *rows]
@@ -165,10 +161,8 @@ def cell(values, sign=""):
 def policies_table(names):
     """A row for each run of reinforce.py whose name is of a pattern: what its verdict says."""
     rows = []
-    for run in lines_of("policy"):
+    for run in lines_of("policy", names):
         v = run["verdict"]
-        if not re.fullmatch(names, run["name"]):
-            continue
         gain = np.array([v["difference"], *v["interval"]]) / v["unit"]
         rows.append([run["name"], bracket(*gain, "+"), bracket(v["win_rate"], *v["win_interval"]),
                      f"{v['kl']:.2f}", f"{v['sft_length']:.0f} -> {v['length']:.0f}",
@@ -177,334 +171,31 @@ def policies_table(names):
                      "share that end"], rows)
 
 
-PAIRS = ("samples", "one temperature", "two temperatures", "written")
-SHORT = ("samples", "written")
-
-# patterns of reward models' names: by number of ranked prompts, by features, all others, the chief
-CURVE = r"written pairs|both(, \d+ ranked prompts|, with later prompts)?"
-FEATURES = "both(, la.*)?"  # layers, last token
-OTHERS = r"(?!both, la|both, \d|.*trained).*"
-CHIEF = "written pairs|samples|both(, samples by a coin)?|mean log-prob.*"
-
-
-def accuracies(lines, kind):
-    """(S, N): accuracy of S reward models on each of the same N held-out prompts."""
-    keys = lines[0]["accuracy"][kind]
-    return np.array([[line["accuracy"][kind][key] for key in keys] for line in lines])
-
-
-def reward_lines(names):
-    """Lines of the reward models whose name is of a pattern."""
-    return [line for line in lines_of("reward") if re.fullmatch(names, line["name"])]
-
-
-def reward_table(names, columns=PAIRS):
-    """A row for each name and level: on which held-out pairs such reward models are right; several
-    bootstraps are averaged."""
-    rows = []
-    for (name, level), lines in grouped(reward_lines(names), "name", "level").items():
-        more = f" ({len(lines)})" if len(lines) > 1 else ""
-        rows.append([name + more, level, *(cell(accuracies(lines, kind)) for kind in columns)])
-    return markdown(["fitted to", "level", *columns], rows)
-
-
-def features_table():
-    """Level-1 heads on other features; the loss is on training prompts left out."""
-    lines = [x for x in reward_lines(FEATURES) if x["level"] == 1 and x["bootstrap"] == 0]
-    lines.sort(key=itemgetter("fold_loss"))
-    rows = []
-    for line in lines:
-        name = line["name"].replace("both, ", "").replace("both", "layer 20 (default)")
-        rows.append([name, f"{line['fold_loss']:.4f}", f"{line['penalty']:g}",
-                     *(cell(accuracies([line], kind)) for kind in SHORT)])
-    return markdown(["features", "loss in cross-validation", "penalty", *SHORT], rows)
-
-
-def gains_table():
-    """Paired differences to the head fitted to both, on held-out pairs of samples and written: of
-    bootstraps of the same seeds (they draw the same prompts only where the training prompts are the
-    same), the one fit with the one fit; and between the levels."""
-    groups = grouped(reward_lines(OTHERS), "name", "level")
-    both = {level: groups.pop(("both", level)) for level in (1, 2)}
-    rows = []
-    for (name, own_level), lines in groups.items():
-        levels = [own_level] if "bootstrap" in lines[0] else both  # what needs no fit has no level
-        for level in levels:
-            ours = both[level]
-            if "bootstrap" in lines[0]:
-                seeds = [line["bootstrap"] for line in lines]
-                ours = [line for seed in seeds for line in ours if line["bootstrap"] == seed]
-            cells = [cell(accuracies(ours, kind) - accuracies(lines, kind), "+") for kind in SHORT]
-            rows.append([f"both minus {name}", level, *cells])
-    levels = [cell(accuracies(both[2], kind) - accuracies(both[1], kind), "+") for kind in SHORT]
-    rows.append(["both, level 2 minus level 1", "", *levels])
-    return markdown(["paired difference", "level", *SHORT], rows)
-
-
-def draw_learning():
-    """Accuracy on held-out pairs of samples by the number of ranked training prompts."""
-    _, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-    for level, color in ((1, "tab:blue"), (2, "tab:orange")):
-        lines = [x for x in reward_lines(CURVE) if x["level"] == level and x["bootstrap"] == 0]
-        lines.sort(key=itemgetter("ranked_prompts"))
-        right = [accuracies([line], "samples") for line in lines]
-        low, high = np.array([interval(a) for a in right]).T
-        axis.plot([a.mean() for a in right], "o-", color=color, label=f"level {level}")
-        axis.fill_between(range(len(lines)), low, high, color=color, alpha=0.15)
-        axis.set_xticks(range(len(lines)), [str(line["ranked_prompts"]) for line in lines])
-    axis.axhline(0.5, color="0.7", linestyle=":")
-    axis.set(xlabel="ranked training prompts (four answers each), beside 340 written pairs",
-             ylabel="accuracy, held-out pairs of samples")
-    axis.legend()
-
-
 def draw_frontier():
     """Score against KL by the reward model of training: best weights on a pool of samples, best of
     n, and runs of reinforce.py (means over ten steps, above the held-out SFT mean; verdict)."""
-    digests = {run["run"]["rm_digest"] for run in lines_of("policy")[:2]}  # of the main runs
     _, axes = plt.subplots(1, 2, sharey=True, figsize=(10, 5), layout="constrained")
-    for line in lines_of("frontier"):
-        axis = axes[line["level"] - 1]
+    for line, axis in zip(lines_of("frontier"), axes):
         axis.plot([0, *line["kl"]], [0, *line["gain"]], color="0.2",
                   label="best weights, 16 samples")
-        for n in (4, 16):
-            place = (math.log(n) - 1 + 1 / n, line[f"best of {n}"])
-            axis.plot(*place, "s", color="0.2")
-            axis.annotate(f"best of {n}", place, xytext=(6, -10), textcoords="offset points")
-    for run in lines_of("policy"):
-        if run["run"]["temperature"] != 0.7 or run["run"]["rm_digest"] not in digests:
-            continue
-        if "drawn" in run["name"]:  # its log has no reward model's scores
-            continue
-        axis = axes[run["run"]["level"] - 1]
-        v = run["verdict"]
-        steps = np.array([[m["kl"], (m["score"] - v["sft"]) / v["unit"]] for m in run["steps"]])
-        kl, gain = steps[:len(steps) // 10 * 10].reshape(-1, 10, 2).mean(1).T
-        curve = axis.plot(kl, gain, ".-", alpha=0.5)[0]
-        axis.plot(v["kl"], v["difference"] / v["unit"], "*", markersize=12,
-                  color=curve.get_color(), label=run["name"])
-    for level, axis in enumerate(axes, 1):
-        axis.set(xlabel="KL to the SFT model, nats", title=f"level {level}")
+        for n, marker in ((4, "s"), (16, "D")):
+            axis.plot(math.log(n) - 1 + 1 / n, line[f"best of {n}"], marker, color="0.2",
+                      label=f"best of {n}")
+        names = f"level {line['level']}(, no penalty(, seed .|, 3,200 answers)?)?"
+        for run in lines_of("policy", names):
+            v = run["verdict"]
+            steps = np.array([[m["kl"], (m["score"] - v["sft"]) / v["unit"]] for m in run["steps"]])
+            curve, = axis.plot(*steps.reshape(-1, 10, 2).mean(1).T, ".-", alpha=0.5)
+            axis.plot(v["kl"], v["difference"] / v["unit"], "*", markersize=12,
+                      color=curve.get_color(), label=run["name"])
+        axis.set(xlabel="KL to the SFT model, nats", title=f"level {line['level']}")
         axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     axes[0].set(ylabel="gain in score, SFT spreads")
 
 
-def readers_table():
-    """How two readers of the same sheets agree, and what the first one likes."""
-    by_prompt = grouped(read_lines(RANKINGS), "prompt")
-    doubles = [[r["places"] for r in rs] for rs in by_prompt.values() if len(rs) == 2]
-    i, j = np.triu_indices(4, 1)  # the six pairs of answers
-    both = np.transpose(doubles, (1, 2, 0))                                      # (2, 4, prompts)
-    first, second = np.sign(both[:, i] - both[:, j]).reshape(2, -1)
-    alike = ((first == second) & (first != 0)).sum()
-    opposite = ((first == -second) & (first != 0)).sum()
-    rows = [["prompts ranked, of these by two readers", f"{len(by_prompt)}, {len(doubles)}"],
-            ["pairs ordered alike, opposite, tied by one or both",
-             f"{alike}, {opposite}, {len(first) - alike - opposite}"],
-            ["kappa (better, tied, worse)", f"{kappa(first, second):.2f}"]]
-    shares = defaultdict(list)  # of the answer with the sign, over those pairs of which one has it
-    for r, *_ in by_prompt.values():
-        places = np.array(r["places"])
-        better = np.sign(places - places[:, None]) / 2 + 0.5  # (4, 4): 1 where the row's is better
-        for name, sign in (("at 0.4", r["temperatures"]),
-                           ("shorter", [len(answer.split()) for answer in r["answers"]]),
-                           ("finished", [not x for x in r["finished"]])):
-            has_it = np.array(sign)[:, None] < sign
-            if has_it.any():
-                shares[name].append(better[has_it].mean())
-    for name, values in shares.items():
-        rows.append([f"preferred, of two of which one is {name}", cell([values])])
-    return markdown(["readers", "value"], rows)
-
-
-def duels():
-    """{(first arm, second arm): {prompt: rows, one by each reader}}; arms are at temperature 0.7
-    where they do not say another."""
-    rows = {}
-    for row in read_lines(SHEETS):
-        if len(row["arms"]) == 2:
-            arms = [arm.removesuffix(" at 0.7") for arm in row["arms"]]
-            arms = tuple(arm.replace(", no penalty, 3,200 answers", ", long") for arm in arms)
-            rows.setdefault(arms, {}).setdefault(row["prompt"], []).append(row)
-    return rows
-
-
-def duel_name(first, second):
-    """The second arm; the first one too unless it is the SFT model at the same temperature."""
-    temperature = re.search(r"( at [\d.]+)?$", second)[0]
-    return second if first == "sft" + temperature else f"{second} against {first}"
-
-
-def preferred(row):
-    """1 if the second arm's answer is preferred, 0 for a tie, -1."""
-    first, second = row["places"]
-    return int(np.sign(first - second))
-
-
-def win_rates(prompts):
-    """(1, N): how often the second arm is preferred to each of N prompts, a tie half."""
-    return np.array([[0.5 + np.mean([*map(preferred, rows)]) / 2 for rows in prompts.values()]])
-
-
-def not_shorter(row):
-    first, second = (len(answer.split()) for answer in row["answers"])
-    return second >= first
-
-
-def end_alike(row):
-    return len(set(row["finished"])) == 1
-
-
-CONDITIONS_OF_READING = {"where its answer is not shorter": not_shorter,
-                         "where both or neither ends": end_alike}
-
-
-def sheets_table(*columns, without=()):
-    """Blind readers: how often the answer of an arm is preferred to that of another one: to all
-    prompts, and to those where length or end cannot have decided in its favour."""
-    rows = []
-    for (first, second), prompts in duels().items():
-        if any(name in second for name in without):
-            continue
-        cells = []
-        for column in columns:
-            condition = CONDITIONS_OF_READING[column]
-            part = {p: verdicts for p, verdicts in prompts.items() if condition(verdicts[0])}
-            cells.append(f"{cell(win_rates(part))} ({len(part)})" if len(part) > 9 else "")
-        rows.append([duel_name(first, second), f"{cell(win_rates(prompts))} ({len(prompts)})",
-                     *cells])
-    return markdown(["policy", "win rate (prompts)", *columns], rows)
-
-
-def samples_table(count=6, length=70):
-    """The first answers, never chosen, to their first characters, and which one readers prefer."""
-    rows = []
-    for prompt, verdicts in [*duels()["sft", "l2, long"].items()][:count]:
-        answers = []
-        for text, ends in zip(verdicts[0]["answers"], verdicts[0]["finished"]):
-            shown = text[:length] + ("" if len(text) <= length else "…")
-            for old, new in (("\n", "↵"), ("|", "\\|"), ("<", "&lt;"), ("```", "'''")):
-                shown = shown.replace(old, new)
-            answers.append(shown + ("" if ends else " [CUT]"))
-        liked = [{1: "aligned", 0: "neither", -1: "SFT"}[preferred(row)] for row in verdicts]
-        rows.append([prompt, *answers, ", ".join(dict.fromkeys(liked))])
-    return markdown(["request", "SFT model", "level 2, long", "preferred"], rows)
-
-
-def agreement_table():
-    """How two readers of the same sheets of two arms agree."""
-    rows = []
-    for arms, prompts in duels().items():
-        first, second = zip(*([*map(preferred, verdicts)] for verdicts in prompts.values()))
-        counts = [Counter(verdicts) for verdicts in (first, second)]
-        rows.append([duel_name(*arms), *(f"{c[1]}, {c[0]}, {c[-1]}" for c in counts),
-                     f"{kappa(first, second):.2f}"])
-    return markdown(["policy", "wins, ties, losses by reader A", "by reader B", "kappa"], rows)
-
-
-def parts_table():
-    """Of arms that were read on more prompts: the first 64, and those that were added."""
-    first_64 = duels()["sft", "best of 16"]
-    rows = []
-    for arms, prompts in duels().items():
-        added = {p: verdicts for p, verdicts in prompts.items() if p not in first_64}
-        if added:
-            first = {p: prompts[p] for p in prompts if p in first_64}
-            rows.append([duel_name(*arms),
-                         *(f"{cell(win_rates(part))} ({len(part)})" if part else ""
-                           for part in (first, added))])
-    return markdown(["policies", "first prompts", "added prompts"], rows)
-
-
-def contrasts_table():
-    """Win rates against the SFT model, minus those of a policy of coin labels at the same
-    temperature, paired by prompt: of the one trained without the penalty where the arm was, and
-    where that one was read, which is at 0.4."""
-    differences = {}  # {(arm, control): (1, N)}
-    for temperature in ("", " at 0.4"):
-        rates = {second: dict(zip(prompts, win_rates(prompts)[0]))
-                 for (first, second), prompts in duels().items() if first == "sft" + temperature}
-        for arm, wins in rates.items():
-            if "coin" in arm or "seed" in arm:  # other controls; seeds_table() has these
-                continue
-            has_penalty = arm in ("l1 at 0.4", "l2 at 0.4")
-            control = "l1, coin labels"
-            if temperature and not has_penalty:
-                control += ", no penalty"
-            those = rates[control + temperature]
-            name = duel_name("sft" + temperature, arm)
-            differences[name, control] = [[wins[p] - those[p] for p in wins if p in those]]
-    corrected = holm([p_value(d) for d in differences.values()])
-    rows = [[arm, control, len(d[0]), cell(d, "+"), f"{p:.3f}" if p >= 0.001 else "< 0.001"]
-            for ((arm, control), d), p in zip(differences.items(), corrected)]
-    return markdown(["policy", "control", "prompts", "difference of win rates", "p (Holm)"], rows)
-
-
-ARMS = (("l1, long", "l1, no penalty"), ("l2, long", "l2, no penalty"), ("l2, long", "l1, long"),
-        ("l2, long at 0.4", "l1, long at 0.4"), ("l2", "l1"), ("l2", "l2, no penalty"),
-        ("l1, doubled at 0.4", "l1, long at 0.4"), ("l2, doubled at 0.4", "l2, long at 0.4"),
-        ("best of 16", "l1, long"), ("best of 4", "l1, long"),
-        ("l1, long at 0.4", "l1, no penalty at 0.4"),
-        ("l1, no penalty at 0.4", "l1, coin labels, no penalty at 0.4"),
-        ("l1, no penalty at 0.4", "l1, human pairs at 0.4"),
-        ("l1, no penalty at 0.4", "l1, samples alone at 0.4"),
-        ("l1, no penalty at 0.4", "l1, written pairs alone at 0.4"),
-        ("l1, no penalty at 0.4", "l1, trained trunk at 0.4"),
-        ("l1, no penalty, trained at 0.4 at 0.4", "l1, no penalty at 0.4"),
-        ("l1, no penalty, trained at 1.0 at 0.4", "l1, no penalty at 0.4"))
-
-
-def arms_table():
-    """Win rates against the SFT model, two arms compared, paired by prompt."""
-    rates = {duel_name(*arms): dict(zip(prompts, win_rates(prompts)[0]))
-             for arms, prompts in duels().items()}
-    rows = []
-    for one, other in ARMS:
-        d = [rates[one][p] - rates[other][p] for p in rates[one] if p in rates[other]]
-        rows.append([f"{one} minus {other}", len(d), cell([d], "+")])
-    return markdown(["policies", "prompts", "difference of win rates"], rows)
-
-
-def seeds_table():
-    """Seeds of training, without the penalty, read at 0.4: win rates over seeds and prompts, both
-    drawn."""
-    known = duels()
-    rows = []
-    for answers, arm, seeds in (("640", "no penalty", (0, 2, 3)), ("3,200", "long", (1, 2, 3))):
-        rates = {}  # {level: (S, N)}
-        for level in (1, 2):
-            names = [f"l{level}, {arm}" + (f", seed {seed}" if seed > 1 else "") for seed in seeds]
-            of_arm = [known["sft at 0.4", name + " at 0.4"] for name in names]
-            rates[level] = np.concatenate([win_rates({p: verdicts[p] for p in of_arm[0]})
-                                           for verdicts in of_arm])
-            rows.append([answers, f"level {level}", ", ".join(map(str, seeds)),
-                         ", ".join(f"{rate:.2f}" for rate in rates[level].mean(1)),
-                         cell(rates[level])])
-        d = rates[2] - rates[1]
-        rows.append([answers, "level 2 minus level 1", ", ".join(map(str, seeds)),
-                     ", ".join(f"{mean:+.2f}" for mean in d.mean(1)), cell(d, "+")])
-    return markdown(["answers", "policy", "seeds", "each", "mean"], rows)
-
-
-def draw_readers():
-    """Win rates by blind readers against the SFT model, at 0.7 and at 0.4."""
-    _, axes = plt.subplots(1, 2, sharex=True, figsize=(11, 5), layout="constrained")
-    for axis, suffix in zip(axes, ("", " at 0.4")):
-        arms = {second.removesuffix(suffix): prompts for (first, second), prompts in duels().items()
-                if first == "sft" + suffix}
-        rates = [win_rates(prompts) for prompts in arms.values()]
-        low, high = np.array([interval(r) for r in rates]).T
-        places = range(len(arms), 0, -1)
-        axis.hlines(places, low, high, color="0.4")
-        axis.plot([r.mean() for r in rates], places, "o", color="tab:blue")
-        axis.axvline(0.5, color="0.7", linestyle=":")
-        axis.set_yticks(places, [f"{arm} ({len(prompts)})" for arm, prompts in arms.items()])
-        axis.set(xlabel="win rate by blind readers", title="against sft" + (suffix or " at 0.7"))
-
-
-def checkpoint_gains(kind="checkpoint"):
-    """{run: [(step, KL, gain by its own reward model, gain by an independent one)]} of checkpoints:
-    paired differences to the SFT model, (1, N), in SFT spreads."""
+def judged_gains(kind):
+    """{run: [(step, KL, gain by its own reward model, gain by an independent one)]} of checkpoints,
+    or of runs by readout: paired differences to the SFT model, (1, N), in SFT spreads."""
     points = defaultdict(list)
     for name, (sft, *lines) in grouped(lines_of(kind), "name").items():
         for line in lines:
@@ -517,43 +208,44 @@ def checkpoint_gains(kind="checkpoint"):
 def checkpoints_table():
     """Held-out gain and KL in the course of runs."""
     rows = [[name, step, f"{kl:.2f}", cell(own, "+"), cell(other, "+")]
-            for name, points in checkpoint_gains().items() for step, kl, own, other in points]
+            for name, points in judged_gains("checkpoint").items()
+            for step, kl, own, other in points]
     return markdown(["run", "step", "KL", "by its reward model", "by the independent head"], rows)
 
 
 def readouts_table():
-    """Runs that differ in the readout, against the first of them, which has the mean."""
+    """Runs that differ in the readout, over seeds and prompts, against those that have the mean: at
+    their end, and at equal KL, where the mean's gain is interpolated in the root of the KL between
+    the SFT model and updates 20, 30 and 40 (at a larger KL: that of the largest)."""
+    found = defaultdict(list)  # {readout: [(KL, own, other, minus mean, at equal KL)] by seed}
+    for points in judged_gains("readout").values():
+        line = {step: (kl, other) for step, kl, _, other in points if step.startswith("mean")}
+        kls, gains = zip((0, 0 * line["mean"][1]), *sorted(line.values(), key=itemgetter(0)))
+        for step, kl, own, other in points:
+            if "update" not in step:
+                at = [np.interp(kl**0.5, np.sqrt(kls), gain) for gain in np.concatenate(gains).T]
+                found[step].append((kl, own, other, other - line["mean"][1], other - at))
     rows = []
-    for name, points in checkpoint_gains("readout").items():
-        mean = points[0][-1]
-        rows += [[name, readout, f"{kl:.2f}", cell(own, "+"), cell(other, "+"),
-                  cell(other - mean, "+")] for readout, kl, own, other in points]
-    return markdown(["runs", "readout", "KL", "by its reward model", "by the independent head",
-                     "minus the mean's"], rows)
+    for readout, of_seeds in found.items():
+        kls, *gains = zip(*of_seeds)
+        rows.append([readout, ", ".join(f"{kl:.2f}" for kl in kls),
+                     *(cell(np.concatenate(gain), "+") for gain in gains)])
+    return markdown(["readout", "KL of each seed", "by the mean of its reward model",
+                     "by the independent head", "minus the mean's", "at equal KL"], rows)
 
 
 def draw_checkpoints():
     """Held-out gain against the root of KL, in the course of runs, by two judges."""
     _, axes = plt.subplots(1, 2, sharey=True, figsize=(10, 3.5), layout="constrained")
-    for axis, (name, points) in zip(axes, checkpoint_gains().items()):
-        steps, kl, *judges = zip(*points)
-        root = np.sqrt(kl)
+    for axis, (name, points) in zip(axes, judged_gains("checkpoint").items()):
+        _, kl, *judges = zip(*points)
         for gains, judge in zip(judges, ("its reward model", "a head fitted to other pairs")):
             low, high = np.array([interval(gain) for gain in gains]).T
-            axis.errorbar(root, (low + high) / 2, (high - low) / 2, fmt="o", label=f"by {judge}")
-            root = root + 0.01  # beside the first
-        axis.annotate(steps[-1], (root[-1], 0.15), ha="right")
-        axis.plot(0, 0, "ok")
+            axis.errorbar(np.sqrt(kl), (low + high) / 2, (high - low) / 2, fmt="o", alpha=0.6,
+                          label=f"by {judge}")
         axis.set(xlabel="root of KL to the SFT model, nats", title=name)
     axes[0].set(ylabel="held-out gain, SFT spreads")
     axes[0].legend(loc="upper left")
-
-
-def aligned_table():
-    """Reward models on pairs of an aligned policy's own samples that both readers order alike."""
-    rows = [[line["name"], line["policy"], line["pairs"], cell([[*line["accuracy"].values()]])]
-            for line in lines_of("aligned")]
-    return markdown(["reward model", "samples of", "pairs", "accuracy"], rows)
 
 
 def gradients_table():
@@ -579,21 +271,80 @@ def gradients_table():
                      "signal to noise of 1,000 answers"], rows)
 
 
-def trunks_table():
-    """Frozen (the fit, then bootstraps) and trained trunk (seeds), fitted to the same pairs; the
-    difference is of the fit."""
+# ----- tables: reward models -----
+
+SIGNS = ("correlation with length", "correlation with finished")  # of scores of samples
+KINDS = ("samples", "one temperature", "two temperatures", "written")  # of held-out pairs
+
+# patterns of reward models' names: by number of ranked prompts, by features, all others, the chief
+CURVE = r"written pairs|both(, \d+ ranked prompts|, with later prompts)?"
+FEATURES = "both(, la.*)?"  # layers, last token
+OTHERS = r"(?!both, la|both, \d).*"
+CHIEF = "written pairs|samples|both(, samples by a coin)?|mean log-prob.*"
+
+
+def accuracies(lines, kind):
+    """(S, N): accuracy of S reward models on each of the same N held-out prompts; two old seeds of
+    the trained trunk were tried on written pairs alone."""
+    known = [line["accuracy"][kind] for line in lines if kind in line["accuracy"]]
+    return np.array([[accuracy[key] for key in known[0]] for accuracy in known])
+
+
+def reward_table(names, *fields, kinds=("samples", "written")):
+    """A row for each name and level: other fields of the first line that has them, and on which
+    held-out pairs such reward models are right; several bootstraps or seeds are averaged."""
     rows = []
-    for (name, level), trained in grouped(reward_lines(".*trained trunk"), "name", "level").items():
-        data = name.removesuffix(", trained trunk")
-        frozen = [x for x in reward_lines(data) if x["level"] == level]
-        cells = []
-        for kind in SHORT:
-            known = [line for line in trained if kind in line["accuracy"]]
-            ours, theirs = (accuracies(lines, kind) for lines in (frozen, known))
-            cells += [cell(ours), cell(theirs), cell(ours[:1] - theirs, "+")]
-        rows.append([data, level, *cells])
-    return markdown(["fitted to", "level", *(f"{kind}: {trunk}" for kind in SHORT for trunk in (
-        "frozen", "trained", "frozen minus trained"))], rows)
+    for (name, level), lines in grouped(lines_of("reward", names), "name", "level").items():
+        more = f" ({len(lines)})" if len(lines) > 1 else ""
+        first = {field: line[field] for line in reversed(lines) for field in fields
+                 if field in line}
+        rows.append([name + more, level, *(f"{first[field]:.3f}" for field in fields),
+                     *(cell(accuracies(lines, kind)) for kind in kinds)])
+    return markdown(["fitted to", "level", *fields, *kinds], rows)
+
+
+def gains_table():
+    """Paired differences to the head fitted to both, of a trained trunk to the frozen one of the
+    same pairs: of bootstraps of the same seeds, else of the one fit; and between the levels."""
+    groups = grouped(lines_of("reward", OTHERS), "name", "level")
+    pairs = [("both, level 2 minus level 1", "", groups["both", 2], groups["both", 1])]
+    for (name, level), theirs in groups.items():
+        reference = name.removesuffix(", trained trunk") if "trunk" in name else "both"
+        fits = len(theirs) if "bootstrap" in theirs[0] else 1
+        if name != "both":
+            ours = groups[reference, level][:fits]
+            pairs.append((f"{reference} minus {name}", level, ours, theirs))
+    rows = []
+    for what, level, ours, theirs in pairs:
+        cells = [cell(accuracies(ours, kind) - accuracies(theirs, kind), "+")
+                 for kind in ("samples", "written")]
+        rows.append([what, level, *cells])
+    return markdown(["paired difference", "level", "samples", "written"], rows)
+
+
+def draw_learning():
+    """Accuracy on held-out pairs of samples by the number of ranked training prompts."""
+    _, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    for level in (1, 2):
+        lines = [line for line in lines_of("reward", CURVE)
+                 if line["level"] == level and line["bootstrap"] == 0]
+        lines.sort(key=itemgetter("ranked_prompts"))
+        right = [accuracies([line], "samples") for line in lines]
+        low, high = np.array([interval(a) for a in right]).T
+        numbers = [str(line["ranked_prompts"]) for line in lines]
+        axis.plot(numbers, (low + high) / 2, "o-", label=f"level {level}")
+        axis.fill_between(numbers, low, high, alpha=0.15)
+    axis.axhline(0.5, color="0.7", linestyle=":")
+    axis.set(xlabel="ranked training prompts (four answers each), beside 340 written pairs",
+             ylabel="accuracy, held-out pairs of samples")
+    axis.legend()
+
+
+def aligned_table():
+    """Reward models on pairs of an aligned policy's own samples that both readers order alike."""
+    rows = [[line["name"], line["policy"], line["pairs"], cell([[*line["accuracy"].values()]])]
+            for line in lines_of("aligned")]
+    return markdown(["reward model", "samples of", "pairs", "accuracy"], rows)
 
 
 def validated_table():
@@ -633,20 +384,191 @@ def noise_table():
     return markdown(["score", "compared with", *CONDITIONS], rows)
 
 
-TABLES = {"policies": partial(policies_table, "(?!.*(trained|seed|human|alone)).*"),
-          "more_policies": partial(policies_table, ".*(trained|seed|human|alone).*"),
-          "sheets": partial(sheets_table, *CONDITIONS_OF_READING),
-          "short_sheets": partial(
-              sheets_table, "where both or neither ends",
-              without=("doubled", "trained", "l1 at 0.4", "l2 at 0.4", "seed", "labels at", "human",
-                       "alone", "l2, no penalty at")),
-          "contrasts": contrasts_table, "parts": parts_table, "agreement": agreement_table,
+# ----- tables: readers -----
+
+def arm_name(first, second):
+    """The second arm; the first one too unless it is the SFT model at the same temperature, which
+    is 0.7 where no other is said."""
+    short = [arm.removesuffix(" at 0.7").replace(", no penalty, 3,200 answers", ", long")
+             for arm in (first, second)]
+    temperature = re.search(r"( at [\d.]+)?$", short[1])[0]
+    return short[1] if short[0] == "sft" + temperature else f"{short[1]} against {short[0]}"
+
+
+def duels():
+    """Rows of the sheets of two arms with the arm's name and `won`: 1 if the second arm's answer is
+    preferred, 1/2 for a tie, 0."""
+    rows = []
+    for row in read_lines(SHEETS):
+        if len(row["arms"]) == 2:
+            first, second = row["places"]
+            won = (np.sign(first - second) + 1) / 2
+            rows.append({**row, "arm": arm_name(*row["arms"]), "won": won})
+    return rows
+
+
+def win_rates(rows):
+    """{arm: {prompt: how often it is preferred there, averaged over readers}}"""
+    rates = defaultdict(dict)
+    for (arm, prompt), same in grouped(rows, "arm", "prompt").items():
+        rates[arm][prompt] = np.mean([row["won"] for row in same])
+    return rates
+
+
+def not_shorter(row):
+    first, second = (len(answer.split()) for answer in row["answers"])
+    return second >= first
+
+
+def end_alike(row):
+    return len(set(row["finished"])) == 1
+
+
+def sheets_table(names, *columns):
+    """Blind readers: how often the answer of an arm whose name is of a pattern is preferred to that
+    of another one: to all prompts, to those where length or end cannot have decided in its favour,
+    to the 64 prompts that were planned and to those that were added."""
+    rows = duels()
+    planned = {row["prompt"] for row in rows if row["arm"] == "best of 16"}
+    parts = {"win rate (prompts)": rows,
+             "where its answer is not shorter": filter(not_shorter, rows),
+             "where both or neither ends": filter(end_alike, rows),
+             "planned prompts": [row for row in rows if row["prompt"] in planned],
+             "added prompts": [row for row in rows if row["prompt"] not in planned]}
+    rates = {column: win_rates(parts[column]) for column in columns or parts}
+    lines = []
+    for arm in win_rates(rows):
+        if re.fullmatch(names, arm):
+            cells = [f"{cell([[*of_arm[arm].values()]])} ({len(of_arm[arm])})"
+                     if len(of_arm[arm]) > 9 else "" for of_arm in rates.values()]
+            lines.append([arm, *cells])
+    return markdown(["policy", *rates], lines)
+
+
+def samples_table(count=6, length=70):
+    """The first answers, never chosen, to their first characters, and which one readers prefer."""
+    rows = []
+    long = [row for row in duels() if row["arm"] == "l2, long"]
+    for prompt, same in [*grouped(long, "prompt").items()][:count]:
+        shown = []
+        for text, ends in zip(same[0]["answers"], same[0]["finished"]):
+            start = html.escape(text[:length], quote=False).replace("\n", "↵")
+            more = "" if len(text) <= length else "…"
+            shown.append(start.replace("|", "&#124;") + more + ("" if ends else " [CUT]"))
+        liked = [{1: "aligned", 0.5: "neither", 0: "SFT"}[row["won"]] for row in same]
+        rows.append([prompt, *shown, ", ".join(dict.fromkeys(liked))])
+    return markdown(["request", "SFT model", "level 2, long", "preferred"], rows)
+
+
+def readers_table():
+    """How two readers of the same sheets agree, and what the first one likes."""
+    by_prompt = grouped(read_lines(RANKINGS), "prompt")
+    doubles = [[r["places"] for r in rs] for rs in by_prompt.values() if len(rs) == 2]
+    i, j = np.triu_indices(4, 1)  # the six pairs of answers
+    both = np.transpose(doubles, (1, 2, 0))                                      # (2, 4, prompts)
+    first, second = np.sign(both[:, i] - both[:, j]).reshape(2, -1)
+    alike = ((first == second) & (first != 0)).sum()
+    opposite = ((first == -second) & (first != 0)).sum()
+    twice = [[row["won"] for row in same] for same in grouped(duels(), "arm", "prompt").values()]
+    rows = [["prompts ranked, of these by two readers", f"{len(by_prompt)}, {len(doubles)}"],
+            ["pairs ordered alike, opposite, tied by one or both",
+             f"{alike}, {opposite}, {len(first) - alike - opposite}"],
+            ["kappa (better, tied, worse)", f"{kappa(first, second):.2f}"],
+            ["the same of sheets of two policies", f"{kappa(*zip(*twice)):.2f}"]]
+    shares = defaultdict(list)  # of the answer with the sign, over those pairs of which one has it
+    for r, *_ in by_prompt.values():
+        places = np.array(r["places"])
+        better = np.sign(places - places[:, None]) / 2 + 0.5  # (4, 4): 1 where the row's is better
+        for name, sign in (("at 0.4", r["temperatures"]),
+                           ("shorter", [len(answer.split()) for answer in r["answers"]]),
+                           ("finished", [not x for x in r["finished"]])):
+            has_it = np.array(sign)[:, None] < sign
+            if has_it.any():
+                shares[name].append(better[has_it].mean())
+    for name, values in shares.items():
+        rows.append([f"preferred, of two of which one is {name}", cell([values])])
+    return markdown(["readers", "value"], rows)
+
+
+ARMS = {  # {arm: those that are compared with it}
+    "l1": ["l2"], "l1, coin labels": ["l1", "l2"], "l1, no penalty": ["l1, long"],
+    "l2, no penalty": ["l2, long", "l2"], "l1, long": ["l2, long", "best of 16", "best of 4"],
+    "l1, long at 0.4": ["l2, long at 0.4", "l1, doubled at 0.4"],
+    "l2, long at 0.4": ["l2, doubled at 0.4"],
+    "l1, coin labels, no penalty at 0.4": ["l1, no penalty at 0.4", "l1, long at 0.4",
+                                           "l2, long at 0.4"],
+    "l1, no penalty at 0.4": [
+        "l1, long at 0.4", "l1, human pairs at 0.4", "l1, samples alone at 0.4",
+        "l1, written pairs alone at 0.4", "l1, trained trunk at 0.4",
+        "l1, no penalty, trained at 0.4 at 0.4", "l1, no penalty, trained at 1.0 at 0.4"]}
+
+
+def arms_table():
+    """Win rates against the SFT model, two arms compared, paired by prompt."""
+    rates = win_rates(duels())
+    found = {}  # {(arm, other arm): (1, N)}
+    for other, arms in ARMS.items():
+        for arm in arms:
+            shared = [prompt for prompt in rates[arm] if prompt in rates[other]]
+            found[arm, other] = [[rates[arm][p] - rates[other][p] for p in shared]]
+    corrected = holm([p_value(d) for d in found.values()])
+    rows = [[f"{arm} minus {other}", len(d[0]), cell(d, "+"), f"{p:.3f}"]
+            for ((arm, other), d), p in zip(found.items(), corrected)]
+    return markdown(["policies", "prompts", "difference of win rates", "p (Holm)"], rows)
+
+
+def seeds_table():
+    """Seeds of training, without the penalty, read at 0.4: win rates over seeds and prompts, both
+    drawn."""
+    known = win_rates(duels())
+    rows = []
+    for answers, arm, seeds in (("640", "no penalty", (0, 2, 3)), ("3,200", "long", (1, 2, 3))):
+        rates = {}  # {policy: (S, N)}
+        for level in (1, 2):
+            names = [f"l{level}, {arm}" + (f", seed {seed}" if seed > 1 else "") for seed in seeds]
+            of_seeds = [known[name + " at 0.4"] for name in names]
+            rates[f"level {level}"] = np.array([[rate[prompt] for prompt in of_seeds[0]]
+                                                for rate in of_seeds])
+        rates["level 2 minus level 1"] = rates["level 2"] - rates["level 1"]
+        for policy, values in rates.items():
+            sign = "+" if "minus" in policy else ""
+            rows.append([answers, policy, ", ".join(map(str, seeds)),
+                         ", ".join(f"{mean:{sign}.2f}" for mean in values.mean(1)),
+                         cell(values, sign)])
+    return markdown(["answers", "policy", "seeds", "each", "mean"], rows)
+
+
+def draw_readers():
+    """Win rates by blind readers against the SFT model, at 0.7 and at 0.4."""
+    _, axes = plt.subplots(1, 2, sharex=True, figsize=(11, 5), layout="constrained")
+    known = win_rates(duels())
+    for axis, cool in zip(axes, (False, True)):
+        rates = {arm: [[*rate.values()]] for arm, rate in known.items()
+                 if arm.endswith(" at 0.4") == cool}
+        low, high = np.array([interval(rate) for rate in rates.values()]).T
+        places = range(len(rates), 0, -1)
+        axis.errorbar((low + high) / 2, places, xerr=(high - low) / 2, fmt="o", ecolor="0.4")
+        axis.axvline(0.5, color="0.7", linestyle=":")
+        axis.set_yticks(places, [f"{arm} ({len(rate[0])})" for arm, rate in rates.items()])
+        axis.set(xlabel="win rate by blind readers",
+                 title="both models at " + ("0.4" if cool else "0.7"))
+
+
+FEW = r"(?!.*(trained|seed|human|alone)).*"  # runs that REPORT.md has in a table
+SHORT = ("l[12](, (no penalty|coin labels|long))?|best.*|one.*|l[12], long at 0.4|sft.*"
+         "|l1(, coin labels)?, no penalty at 0.4")
+TABLES = {"policies": partial(policies_table, FEW),
+          "more_policies": partial(policies_table, f"(?!{FEW}$).*"),
+          "sheets": partial(sheets_table, ".*"),
+          "short_sheets": partial(sheets_table, SHORT, "win rate (prompts)",
+                                  "where both or neither ends"),
           "arms": arms_table, "seeds": seeds_table, "samples": samples_table,
           "checkpoints": checkpoints_table, "readouts": readouts_table, "aligned": aligned_table,
-          "rewards": partial(reward_table, OTHERS),
-          "short_rewards": partial(reward_table, CHIEF, SHORT), "gains": gains_table,
-          "features": features_table, "readers": readers_table, "noise": noise_table,
-          "gradients": gradients_table, "trunks": trunks_table, "validated": validated_table}
+          "rewards": partial(reward_table, OTHERS, *SIGNS, kinds=KINDS),
+          "short_rewards": partial(reward_table, CHIEF),
+          "features": partial(reward_table, FEATURES, "fold_loss"), "gains": gains_table,
+          "readers": readers_table, "noise": noise_table, "gradients": gradients_table,
+          "validated": validated_table}
 
 
 def with_tables(text):
