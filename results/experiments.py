@@ -27,8 +27,8 @@ import reinforce  # noqa: E402
 from reinforce import (EVAL_STEP, ReinforceConfig, answer_all, judge, next_baseline,  # noqa: E402
                        pick_logprobs, readout_mean, sequence_logprobs, token_logprobs,
                        usable_prompts)
-from results.tables import (RANKINGS, RUNS, SHEETS, grouped, open_lines,  # noqa: E402
-                            read_lines)
+from results.tables import (RANKINGS, RUNS, SHEETS, duels, grouped,  # noqa: E402
+                            open_lines, read_lines)
 from reward import (VAL_SHARE, RewardConfig, answer_features, answer_mean,  # noqa: E402
                     encode_pairs, fit_penalised, group_means, hash_words, held_out_loss, load_model,
                     load_pairs, load_reward_model, over_answers, pad_batch, prompt_weights,
@@ -135,7 +135,7 @@ def sheets(part):
 
 
 def write_answers(out, keys, answers, chat):
-    """{arm: answers} as duels() reads them, added to what OUT has for the same prompts."""
+    """{arm: answers} as duel_sheets() reads them, added to what OUT has for the same prompts."""
     known = {"prompts": keys, "answers": {}}
     if Path(out).exists():
         known = json.loads(Path(out).read_text())
@@ -193,7 +193,7 @@ def untrained_arms(folder, temperature, out):
     write_answers(out, keys, answers, setup.chat)
 
 
-def duels(file, first, *seconds):
+def duel_sheets(file, first, *seconds):
     """Sheets of the answers of two arms in a file of write_answers(), for two readers."""
     result = json.loads(Path(file).read_text())
     prompts = all_prompts()
@@ -329,7 +329,7 @@ def load_features(part):
     pairs = {"train": setup.train, "held-out": setup.val, "more": setup.train + later}[part]
     encoded = encode_pairs(setup.chat, pairs, cfg.max_len, "pairs")
     alike = {texts_of(to_pair(row, "ranking")): same
-             for row, same in agreed_pairs(read_lines(RANKINGS))}
+             for row, same in agreed_pairs(read_lines(RANKINGS) + read_lines(LATER))}
     one = torch.tensor([alike.get(texts_of(pair), False) for pair in pairs])
     written = torch.tensor([is_written(pair) for pair in pairs])
     kinds = {"written": written, "samples": ~written, "one temperature": ~written & one,
@@ -462,6 +462,30 @@ def aligned(name, folder, policy):
                         "accuracy": accuracy_by_prompt(logits, rows, encoded)})
 
 
+def opinions(temperature, *judges):
+    """Frozen reward models, NAME=FOLDER, on all answers that readers compared with the SFT model's
+    at a temperature: which of the two they prefer."""
+    rows = [row for row in duels() if row["arms"][0] == f"sft at {temperature}"
+            and row["reader"] == "A"]  # the other reader had the same
+    rates = {row["arm"]: {} for row in rows}
+    for row in rows:
+        rates[row["arm"]][str(key_of(row))] = 0.5
+    rows = [row for row in rows if row["answers"][0].strip() != row["answers"][1].strip()]
+    pairs = [to_pair({"prompt": row["prompt"], "rejected": row["answers"][0],
+                      "chosen": row["answers"][1], "rejected_finished": row["finished"][0],
+                      "chosen_finished": row["finished"][1]}, "sheet") for row in rows]
+    setup = start(RewardConfig(device="cpu"))
+    encoded = encode_pairs(setup.chat, pairs, 1024, "read pairs")
+    x, sides = over_answers(partial(answer_features, setup.sft, layer=20), encoded)
+    for name, folder in (judge.split("=") for judge in judges):
+        logits = load_reward_model(folder, setup, "cpu")(x)
+        for arm, ties in rates.items():
+            mask = torch.tensor([row["arm"] == arm for row in rows])
+            others = accuracy_by_prompt(logits, sides[mask], compress(encoded, mask))
+            append_lines(RUNS, {"kind": "opinion", "judge": name, "name": arm,
+                                "win rate": ties | others})
+
+
 def validated(name, folder):
     """A reward model's own validation, on other data than ours, as a line of runs.jsonl."""
     metrics = json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8"))
@@ -526,7 +550,8 @@ def doubled(out, *files):
 def pure_noise(level, reward_model, out):
     """A run (default settings, without the penalty for not ending) whose r, in SFT spreads, are
     drawn, whatever the answer -> runs.jsonl: how far noise alone moves a policy."""
-    cfg = ReinforceConfig(level=level, rm=reward_model, out=out, eos_penalty=0.0, seed=7)
+    cfg = ReinforceConfig(level=level, rm=reward_model, out=out, eos_penalty=0.0, seed=7,
+                          save_every=10**6)  # if it is stopped, it starts again
     policy_gradient = reinforce.policy_gradient
     rng = torch.Generator().manual_seed(cfg.seed)
 
@@ -551,9 +576,10 @@ def sketch(tensors, width=2**20):
 
 
 def variance(name, run, reward_model, at, prompts=96):
-    """Gradients of single answers, at the start or at the end of a run of REINFORCE -> runs.jsonl:
-    their rewards R, the products of grad log pi (N, N), and the baselines b that the run has there,
-    or would have. Answers to training prompts, the last ones, with random numbers of their own."""
+    """Gradients of single answers, at the start or at the end of a run of REINFORCE (of default
+    settings but for level and penalty) -> runs.jsonl: their rewards R, the products of grad log pi
+    (N, N), and the baselines b that the run has there, or would have. Answers to training prompts,
+    the last ones, with random numbers of their own."""
     run = Path(run)
     log = read_lines(run / "metrics.jsonl")
     there = read_config(run)

@@ -1,6 +1,6 @@
 """When does a distribution help? A world with a known reward, without sampling in the loop.
 
-    python results/noise.py pool 16    # answers of the SFT model to 64 held-out prompts
+    python results/noise.py pool 16 0.7    # answers of the SFT model to 64 held-out prompts
     python results/noise.py frontier 1 runs/demo_pairs-reward1 runs/demo_pairs-level1
                                        # what a reward model's score can gain at a KL
     python results/noise.py world 3    # label noise, reward models, gold; 3 draws of the noise
@@ -36,8 +36,8 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from reinforce import READOUTS, ReinforceConfig, answer_all, usable_prompts  # noqa: E402
-from results.experiments import (COLUMNS, PROMPTS, SAMPLE_STEP, append_lines, expected,  # noqa: E402
-                                 fit, load_features, make_features, pool_file)
+from results.experiments import (COLUMNS, PROMPTS, SAMPLE_STEP, append_lines,  # noqa: E402
+                                 expected, fit, load_features, make_features, pool_file)
 from results.tables import CONDITIONS, RUNS  # noqa: E402
 from reward import RewardConfig, fit_head, prompt_weights, start  # noqa: E402
 
@@ -96,7 +96,7 @@ def frontier(level, folder, run):
     of n, in the unit of a run that was trained with it."""
     unit = json.loads((Path(run) / "verdict.json").read_text())["unit"]
     head = load_file(Path(folder) / "head.safetensors")
-    pool = torch.stack(torch.load(pool_file(0.7))["features"], 1)                          # (P, n, F)
+    pool = torch.stack(torch.load(pool_file(0.7))["features"], 1)                     # (P, n, F)
     score = expected(pool[..., COLUMNS[20]] @ head["weight"].T + head["bias"])
     kls = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5)
     line = {"kind": "frontier", "level": level, "kl": kls, "gain": []}
@@ -163,7 +163,7 @@ def world(draws):
     both = encoded + val_encoded
     W, b, _ = fit(torch.cat([x, val_x])[:, columns], torch.cat([rows, len(x) + val_rows]), both,
                   prompt_weights(both, 0), level=1)
-    pool = torch.stack(torch.load(pool_file(0.7))["features"], 1)                          # (P, n, F)
+    pool = torch.stack(torch.load(pool_file(0.7))["features"], 1)                     # (P, n, F)
     gold_pool = (pool[..., columns] @ W + b)[..., 0]                             # (P, n)
     # unit: spread within a prompt (divided by n, not n - 1: 3 % less than without bias)
     gold_pool /= (gold_pool - gold_pool.mean(1, keepdim=True)).std()

@@ -17,7 +17,7 @@ policy() {    # NAME OUT SETTINGS...: a run of reinforce.py as a line of runs.js
 read_at() {   # TEMPERATURE NAME=RUN...: answers, and sheets against the SFT model, which are read before `collect`
   local policies=("${@:2}")
   x cooled $1 runs/answers.json "${policies[@]}"
-  x duels runs/answers.json "sft at $1" "${policies[@]/%=*/ at $1}"
+  x duel_sheets runs/answers.json "sft at $1" "${policies[@]/%=*/ at $1}"
 }
 
 data() {      # prompts are in data/; sheets are read by readers between `sheets` and `collect`
@@ -41,8 +41,8 @@ main() {      # the README's command, both levels; then sheets of the policies a
   for t in 0.7 0.4 0.2; do
     x cooled $t runs/answers.json sft
   done
-  x duels runs/answers.json "sft at 0.7" "sft at 0.4"
-  x duels runs/answers.json "sft at 0.4" "sft at 0.2"
+  x duel_sheets runs/answers.json "sft at 0.7" "sft at 0.4"
+  x duel_sheets runs/answers.json "sft at 0.4" "sft at 0.2"
   for t in 0.7 0.4; do
     read_at $t l1=runs/demo_pairs-level1 l2=runs/demo_pairs-level2
   done
@@ -63,12 +63,12 @@ controls() {  # what needs no REINFORCE, and policies of coin labels
     python results/noise.py pool 16 $t
     x untrained_arms ${RM}1 $t runs/untrained.json
   done
-  x duels runs/untrained.json "sft at 0.7" "best of 4 at 0.7" "best of 16 at 0.7" "one short sentence at 0.7"
-  x duels runs/untrained.json "sft at 0.4" "best of 16 at 0.4"
+  x duel_sheets runs/untrained.json "sft at 0.7" "best of 4 at 0.7" "best of 16 at 0.7" "one short sentence at 0.7"
+  x duel_sheets runs/untrained.json "sft at 0.4" "best of 16 at 0.4"
   x by_a_coin runs/coin.jsonl
   for level in 1 2; do
     python results/noise.py frontier $level $RM$level runs/demo_pairs-level$level
-    python reward.py --level $level --data runs/coin.jsonl --rm runs/coin-reward$level
+    python reward.py --level $level --data runs/coin.jsonl --precision fp32 --rm runs/coin-reward$level
     x held_out "both, samples by a coin" runs/coin-reward$level
   done
   policy "level 1, coin labels" runs/level1-coin --level 1 --rm runs/coin-reward1
@@ -78,8 +78,8 @@ controls() {  # what needs no REINFORCE, and policies of coin labels
 }
 
 keep() {      # hard links of a run's checkpoints, every ten steps
-  while sleep 20; do
-    n=$(cat $1/metrics.jsonl 2> /dev/null | wc -l)
+  while sleep 5; do
+    n=$(cat $1/metrics.jsonl 2> /dev/null | wc -l) || true
     if [ $n -gt 0 ] && [ $((n % 10)) = 0 ] && [ ! -f $1-$n.pt ]; then sleep 15; ln $1/checkpoint.pt $1-$n.pt; fi
   done
 }
@@ -133,25 +133,36 @@ seeds() {     # two more seeds of both levels without the penalty, read at 0.4
   done
 }
 
-readouts() {  # level 2 by readout, without the penalty
-  runs=()
-  for readout in mean variance entropy win; do
-    out=runs/level2-readout-$readout
-    python reinforce.py --level 2 --eos_penalty 0 --readout $readout --seed 4 --rm ${RM}2 --out $out
-    runs+=($readout=$out)
+readouts() {  # level 2 by readout, without the penalty; the mean's runs also in their course
+  for seed in 4 5 6; do
+    points=()
+    for readout in mean variance entropy win; do
+      out=runs/level2-readout-$readout-$seed
+      keep $out &
+      python reinforce.py --level 2 --eos_penalty 0 --readout $readout --seed $seed --save_every 5 --rm ${RM}2 --out $out
+      kill %%
+      points+=($readout=$out)
+    done
+    for n in 20 30; do
+      points+=("mean, update $n=runs/level2-readout-mean-$seed-$n.pt")
+    done
+    x judged readout "level 2, no penalty, 640 answers, seed $seed" ${RM}2 $seed 228 "${points[@]}"
   done
-  x judged readout "level 2, no penalty, 640 answers, seed 4" ${RM}2 4 228 "${runs[@]}"
 }
 
 drawn() {     # a run whose rewards are drawn
   x pure_noise 1 ${RM}1 runs/level1-noise
 }
 
-human() {     # human pairs: `human NAME FILE` for each file of preference pairs
+human() {     # human pairs: `human NAME FILE` for hh_helpful and for helpsteer2, files of preference pairs
   for level in 1 2; do
     python reward.py --level $level --data $2 --max_len 1024 --rm runs/human-$1-reward$level
     x validated $1 runs/human-$1-reward$level
   done
+}
+
+opinions() {  # other judges on the answers that readers compared at 0.4: heads of human pairs, which share no label with the bundle
+  x opinions 0.4 rankings=${RM}1 hh-rlhf=runs/human-hh_helpful-reward1 HelpSteer2=runs/human-helpsteer2-reward1
 }
 
 human_policy() {  # of `human hh_helpful FILE`
@@ -175,7 +186,7 @@ trunks() {    # the trained trunk on written pairs, five seeds; then both trunks
       python reward.py --level $level --data data/demo_pairs.jsonl --trunk trained --rm_seed $seed --rm $out
       x held_out "written pairs, trained trunk" $out
     done
-    python reward.py --level $level --data data/demo_pairs.jsonl runs/one_pair.jsonl --rm runs/both-frozen$level
+    python reward.py --level $level --data data/demo_pairs.jsonl runs/one_pair.jsonl --precision fp32 --rm runs/both-frozen$level
     x held_out "both, one pair a prompt" runs/both-frozen$level
   done
   python reward.py --level 1 --data data/demo_pairs.jsonl runs/one_pair.jsonl --trunk trained --rm runs/both-trained1
@@ -183,8 +194,8 @@ trunks() {    # the trained trunk on written pairs, five seeds; then both trunks
 }
 
 kinds() {     # policies against reward models of one kind of pairs, or with the trained trunk of `trunks`, read at 0.4
-  python reward.py --level 1 --data data/demo_pairs.jsonl --rm runs/written-reward1
-  python reward.py --level 1 --data data/sample_pairs.jsonl.gz --rm runs/samples-reward1
+  python reward.py --level 1 --data data/demo_pairs.jsonl --precision fp32 --rm runs/written-reward1
+  python reward.py --level 1 --data data/sample_pairs.jsonl.gz --precision fp32 --rm runs/samples-reward1
   for name in "written pairs alone=written-reward1" "samples alone=samples-reward1" "trained trunk=both-trained1"; do
     rm=${name#*=}
     policy "level 1, ${name%=*}, no penalty" runs/level1-$rm --level 1 --eos_penalty 0 --rm runs/$rm

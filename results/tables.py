@@ -1,4 +1,4 @@
-"""The tables of README.md and REPORT.md, from runs.jsonl and rankings.jsonl, and their statistics.
+"""The tables of PAGES, from runs.jsonl, rankings.jsonl and sheets.jsonl.xz, and their statistics.
 
     python results/tables.py    # writes every table anew between its marks; test_all.py compares
 
@@ -290,11 +290,13 @@ def accuracies(lines, kind):
     return np.array([[accuracy[key] for key in known[0]] for accuracy in known])
 
 
-def reward_table(names, *fields, kinds=("samples", "written")):
+def reward_table(names, *fields, kinds=("samples", "written"), fits=None):
     """A row for each name and level: other fields of the first line that has them, and on which
-    held-out pairs such reward models are right; several bootstraps or seeds are averaged."""
+    held-out pairs such reward models are right; several bootstraps or seeds are averaged, or the
+    first of them."""
     rows = []
     for (name, level), lines in grouped(lines_of("reward", names), "name", "level").items():
+        lines = lines[:fits]
         more = f" ({len(lines)})" if len(lines) > 1 else ""
         first = {field: line[field] for line in reversed(lines) for field in fields
                  if field in line}
@@ -445,6 +447,18 @@ def sheets_table(names, *columns):
     return markdown(["policy", *rates], lines)
 
 
+def opinions_table():
+    """How often readers and other reward models prefer an arm's answer to the SFT model's."""
+    known = win_rates(duels())
+    rows = []
+    judges = dict.fromkeys(line["judge"] for line in lines_of("opinion"))
+    for arm, lines in grouped(lines_of("opinion"), "name").items():
+        rates = {line["judge"]: line["win rate"] for line in lines}
+        rows.append([arm, *(cell([[*rate.values()]]) for rate in
+                            (known[arm], *(rates[judge] for judge in judges)))])
+    return markdown(["policy", "readers", *judges], rows)
+
+
 def samples_table(count=6, length=70):
     """The first answers, never chosen, to their first characters, and which one readers prefer."""
     rows = []
@@ -562,11 +576,12 @@ TABLES = {"policies": partial(policies_table, FEW),
           "sheets": partial(sheets_table, ".*"),
           "short_sheets": partial(sheets_table, SHORT, "win rate (prompts)",
                                   "where both or neither ends"),
-          "arms": arms_table, "seeds": seeds_table, "samples": samples_table,
+          "arms": arms_table, "seeds": seeds_table, "opinions": opinions_table,
+          "samples": samples_table,
           "checkpoints": checkpoints_table, "readouts": readouts_table, "aligned": aligned_table,
           "rewards": partial(reward_table, OTHERS, *SIGNS, kinds=KINDS),
           "short_rewards": partial(reward_table, CHIEF),
-          "features": partial(reward_table, FEATURES, "fold_loss"), "gains": gains_table,
+          "features": partial(reward_table, FEATURES, "fold_loss", fits=1), "gains": gains_table,
           "readers": readers_table, "noise": noise_table, "gradients": gradients_table,
           "validated": validated_table}
 
