@@ -507,8 +507,8 @@ def readers_table():
 ARMS = {  # {arm: those that are compared with it}
     "l1": ["l2"], "l1, coin labels": ["l1", "l2"], "l1, no penalty": ["l1, long"],
     "l2, no penalty": ["l2, long", "l2"], "l1, long": ["l2, long", "best of 16", "best of 4"],
-    "l1, long at 0.4": ["l2, long at 0.4", "l1, doubled at 0.4"],
-    "l2, long at 0.4": ["l2, doubled at 0.4"],
+    "l1, long at 0.4": ["l2, long at 0.4", "l1, doubled at 0.4", "best of 16 at 0.4"],
+    "l2, long at 0.4": ["l2, doubled at 0.4", "best of 16 at 0.4"],
     "l1, coin labels, no penalty at 0.4": ["l1, no penalty at 0.4", "l1, long at 0.4",
                                            "l2, long at 0.4"],
     "l1, no penalty at 0.4": [
