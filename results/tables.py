@@ -533,8 +533,9 @@ def arms_table():
 
 def seeds_table():
     """Seeds of training, without the penalty, read at 0.4: win rates over seeds and prompts, both
-    drawn."""
+    drawn; best of 16 has no seed."""
     known = win_rates(duels())
+    best = known["best of 16 at 0.4"]
     rows = []
     for answers, arm, seeds in (("640", "no penalty", (0, 2, 3)), ("3,200", "long", (1, 2, 3))):
         rates = {}  # {policy: (S, N)}
@@ -543,6 +544,8 @@ def seeds_table():
             of_seeds = [known[name + " at 0.4"] for name in names]
             rates[f"level {level}"] = np.array([[rate[prompt] for prompt in of_seeds[0]]
                                                 for rate in of_seeds])
+            rates[f"best of 16 minus level {level}"] = np.array([[best[p] - rate[p] for p in best]
+                                                                 for rate in of_seeds])
         rates["level 2 minus level 1"] = rates["level 2"] - rates["level 1"]
         for policy, values in rates.items():
             sign = "+" if "minus" in policy else ""
@@ -569,7 +572,7 @@ def draw_readers():
 
 
 FEW = r"(?!.*(trained|seed|human|alone)).*"  # runs that REPORT.md has in a table
-SHORT = ("l[12](, (no penalty|coin labels|long))?|best.*|one.*|l[12], long at 0.4|sft.*"
+SHORT = ("l[12](, (no penalty|coin labels|long))?|best of 16.*|one.*|l[12], long at 0.4|sft at 0.4.*"
          "|l1(, coin labels)?, no penalty at 0.4")
 TABLES = {"policies": partial(policies_table, FEW),
           "more_policies": partial(policies_table, f"(?!{FEW}$).*"),
