@@ -161,8 +161,8 @@ human() {     # human pairs: `human NAME FILE` for hh_helpful and for helpsteer2
   done
 }
 
-opinions() {  # other judges on the answers that readers compared at 0.4: heads of human pairs, which share no label with the bundle
-  x opinions 0.4 rankings=${RM}1 hh-rlhf=runs/human-hh_helpful-reward1 HelpSteer2=runs/human-helpsteer2-reward1
+opinions() {  # reward models on the answers that readers compared at 0.4: the bundle's, and one of human pairs
+  x opinions 0.4 rankings=${RM}1 HelpSteer2=runs/human-helpsteer2-reward1
 }
 
 human_policy() {  # of `human hh_helpful FILE`
