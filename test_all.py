@@ -1044,6 +1044,17 @@ def test_win_rates_are_those_of_sheets_read_by_hand(monkeypatch):
         assert [condition(sheet), condition(other)] == [True, False]
 
 
+def test_readouts_are_compared_with_the_mean_at_their_own_kl(monkeypatch):
+    gains = {"sft": (0, (0, 0)), "mean": (9, (3, 4)), "win": (6.25, (3.5, 4)),
+             "mean, update 20": (1, (1, 1)), "mean, update 30": (4, (2, 2))}  # roots of KL 1, 2, 3
+    sft = np.array([0, math.sqrt(2)])                                         # of spread 1
+    lines = [{"name": "s", "step": step, "kl": kl, "own": sft, "other": sft + gain}
+             for step, (kl, gain) in gains.items()]
+    monkeypatch.setattr(tables, "lines_of", lambda kind: lines)
+    win = tables.readouts_table().splitlines()[-1]
+    assert win.startswith("| win | 6.25 |") and win.endswith("+1.00 [+1.00, +1.00] |")  # at 2.5, 3
+
+
 def test_the_best_policy_on_a_pool_has_its_kl_and_one_beta_for_all_prompts():
     score, = random_logits(1, 6, 16)                                             # (P, n)
     for kl in noise.KLS:

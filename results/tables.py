@@ -217,19 +217,24 @@ def readouts_table():
     """Runs that differ in the readout, over seeds and prompts, against those that have the mean: at
     their end, and at equal KL, where the mean's gain is interpolated in the root of the KL between
     the SFT model and updates 20, 30 and 40 (at a larger KL: that of the largest)."""
-    found = defaultdict(list)  # {readout: [(KL, own, other, minus mean, at equal KL)] by seed}
+    ends = defaultdict(list)   # {readout: [(KL, own, other, minus the mean) of each seed]}
+    equal = defaultdict(list)  # {readout: [difference of each seed that has these updates]}
     for points in judged_gains("readout").values():
-        line = {step: (kl, other) for step, kl, _, other in points if step.startswith("mean")}
-        kls, gains = zip((0, 0 * line["mean"][1]), *sorted(line.values(), key=itemgetter(0)))
+        course = {step: (kl, other) for step, kl, _, other in points if step.startswith("mean")}
+        mean = course["mean"][1]
+        kls, gains = zip((0, 0 * mean), *sorted(course.values(), key=itemgetter(0)))
         for step, kl, own, other in points:
-            if "update" not in step:
+            if step in course and step != "mean":
+                continue
+            ends[step].append((kl, own, other, other - mean))
+            if len(course) == 3:
                 at = [np.interp(kl**0.5, np.sqrt(kls), gain) for gain in np.concatenate(gains).T]
-                found[step].append((kl, own, other, other - line["mean"][1], other - at))
+                equal[step].append(other - at)
     rows = []
-    for readout, of_seeds in found.items():
-        kls, *gains = zip(*of_seeds)
+    for readout, seeds in ends.items():
+        kls, *gains = zip(*seeds)
         rows.append([readout, ", ".join(f"{kl:.2f}" for kl in kls),
-                     *(cell(np.concatenate(gain), "+") for gain in gains)])
+                     *(cell(np.concatenate(gain), "+") for gain in (*gains, equal[readout]))])
     return markdown(["readout", "KL of each seed", "by the mean of its reward model",
                      "by the independent head", "minus the mean's", "at equal KL"], rows)
 
