@@ -234,7 +234,8 @@ def readouts_table():
     for readout, seeds in ends.items():
         kls, *gains = zip(*seeds)
         rows.append([readout, ", ".join(f"{kl:.2f}" for kl in kls),
-                     *(cell(np.concatenate(gain), "+") for gain in (*gains, equal[readout]))])
+                     *(cell(np.concatenate(gain), "+") if gain else ""
+                       for gain in (*gains, equal[readout]))])
     return markdown(["readout", "KL of each seed", "by the mean of its reward model",
                      "by the independent head", "minus the mean's", "at equal KL"], rows)
 
