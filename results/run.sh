@@ -148,6 +148,9 @@ readouts() {  # level 2 by readout, without the penalty; the mean's runs also in
     done
     x judged readout "level 2, no penalty, 640 answers, seed $seed" ${RM}2 $seed 228 "${points[@]}"
   done
+  for readout in mean win; do
+    read_at 0.4 "l2, readout $readout, seed 4=runs/level2-readout-$readout-4"
+  done
 }
 
 drawn() {     # a run whose rewards are drawn

@@ -517,6 +517,7 @@ ARMS = {  # {arm: those that are compared with it}
     "l2, long at 0.4": ["l2, doubled at 0.4", "best of 16 at 0.4"],
     "l1, coin labels, no penalty at 0.4": ["l1, no penalty at 0.4", "l1, long at 0.4",
                                            "l2, long at 0.4"],
+    "l2, readout mean, seed 4 at 0.4": ["l2, readout win, seed 4 at 0.4"],
     "l1, no penalty at 0.4": [
         "l1, long at 0.4", "l1, human pairs at 0.4", "l1, samples alone at 0.4",
         "l1, written pairs alone at 0.4", "l1, trained trunk at 0.4",
