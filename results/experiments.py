@@ -462,11 +462,11 @@ def aligned(name, folder, policy):
                         "accuracy": accuracy_by_prompt(logits, rows, encoded)})
 
 
-def opinions(temperature, *judges):
-    """Frozen reward models, NAME=FOLDER, on all answers that readers compared with the SFT model's
-    at a temperature: which of the two they prefer."""
+def opinions(temperature, names, *judges):
+    """Frozen reward models, NAME=FOLDER, on answers that readers compared with the SFT model's at a
+    temperature, of arms whose name is of a pattern: which of the two they prefer."""
     rows = [row for row in duels() if row["arms"][0] == f"sft at {temperature}"
-            and row["reader"] == "A"]  # the other reader had the same
+            and re.fullmatch(names, row["arm"]) and row["reader"] == "A"]  # B had the same
     rates = {row["arm"]: {} for row in rows}
     for row in rows:
         rates[row["arm"]][str(key_of(row))] = 0.5

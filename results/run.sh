@@ -165,7 +165,7 @@ human() {     # human pairs: `human NAME FILE` for hh_helpful and for helpsteer2
 }
 
 opinions() {  # reward models on the answers that readers compared at 0.4: the bundle's, and one of human pairs
-  x opinions 0.4 rankings=${RM}1 HelpSteer2=runs/human-helpsteer2-reward1
+  x opinions 0.4 "l[12], long.*|l1, (human pairs|no penalty|coin labels, no penalty) at 0.4" rankings=${RM}1 HelpSteer2=runs/human-helpsteer2-reward1
 }
 
 human_policy() {  # of `human hh_helpful FILE`
