@@ -11,6 +11,7 @@ import gzip
 import json
 import re
 import sys
+from dataclasses import replace
 from functools import partial
 from itertools import compress, permutations
 from operator import itemgetter
@@ -562,6 +563,26 @@ def pure_noise(level, reward_model, out):
     reinforce.policy_gradient = of_noise
     reinforce.main(cfg)
     record(f"level {level}, drawn rewards", out)
+
+
+def sampled_only(reward_model, seed, out):
+    """A run of level 1 (default settings, without the penalty for not ending) with the usual
+    mistake: answers are sampled at 0.7, but log-probs, of policy and reference, are at 1.0. It is
+    calibrated and judged at 0.7."""
+    cfg = ReinforceConfig(level=1, rm=reward_model, out=out, eos_penalty=0.0, seed=seed)
+    train_policy = reinforce.train_policy
+
+    def sampled(*arguments):  # policy, prompts, keys, seed, step, cfg, end
+        return answer_all(*arguments[:5], replace(arguments[5], temperature=0.7), arguments[6])
+
+    def trained(*arguments):  # the last two: cfg, done
+        reinforce.answer_all = sampled
+        train_policy(*arguments[:-2], replace(arguments[-2], temperature=1.0), arguments[-1])
+        reinforce.answer_all = answer_all
+
+    reinforce.train_policy = trained
+    reinforce.main(cfg)
+    record(f"level 1, no penalty, sampled at 0.7 only, seed {seed}", out)
 
 
 # ----- how noisy a gradient is, by baseline -----
