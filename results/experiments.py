@@ -91,16 +91,24 @@ def samples():
     sample_answers(WORK / "samples.jsonl", setup.sft, setup.chat, rows, TEMPERATURES, SAMPLE_STEP)
 
 
-def aligned_sheets(run):
-    """Sheets of four answers of an aligned policy to held-out prompts, for two readers."""
+def aligned_sheets(run, part="held-out"):
+    """Sheets of four answers of an aligned policy to the prompts with the smallest keys: held-out
+    ones, for two readers; of part "train" to those of the bundle, for one."""
     run = Path(run)
     chat = start(RewardConfig(device="cpu")).chat
     policy = load_model(AutoModelForCausalLM, run / "model", "cpu")
-    first = sorted(all_prompts().values(), key=key_of)[:PROMPTS]  # all of them held out
-    rows = [{**row, "arms": [run.name] * 4} for row in first]
-    path = WORK / f"aligned-{run.name}.jsonl"
-    sample_answers(path, policy, chat, rows, (0.7,) * 4, SAMPLE_STEP + 10)
-    for reader in "AB":
+    rows = sorted(all_prompts().values(), key=key_of)
+    first, temperatures, readers = rows[:PROMPTS], (0.7,) * 4, "AB"  # all of them held out
+    name = f"aligned-{run.name}"
+    if part == "train":
+        ranked = {row["prompt"] for row in read_lines(RANKINGS)}
+        first = [row for row in rows if key_of(row) >= HELD_OUT and row["prompt"] in ranked][:400]
+        temperatures, readers = TEMPERATURES, "A"
+        name += "-train"
+    path = WORK / f"{name}.jsonl"
+    first = [{**row, "arms": [run.name] * 4} for row in first]
+    sample_answers(path, policy, chat, first, temperatures, SAMPLE_STEP + 10)
+    for reader in readers:
         write_sheets(path.stem, read_lines(path), reader)
 
 
@@ -286,6 +294,13 @@ def by_a_coin(out):
     append_lines(Path(out), *rows)
 
 
+def aligned_pairs(policy, out):
+    """All pairs of an aligned policy's ranked answers to training prompts, as a file."""
+    rankings = [row for row in read_lines(SHEETS)
+                if row["arms"] == [policy] * 4 and key_of(row) >= HELD_OUT]
+    append_lines(Path(out), *(row for row, _ in agreed_pairs(rankings)))
+
+
 def texts_of(pair):
     return pair.messages[0]["content"], pair.chosen, pair.rejected
 
@@ -452,7 +467,8 @@ def held_out(name, folder):
 
 def aligned(name, folder, policy):
     """A reward model on the pairs of an aligned policy's samples that both readers order alike."""
-    rankings = [row for row in read_lines(SHEETS) if row["arms"] == [policy] * 4]
+    rankings = [row for row in read_lines(SHEETS)
+                if row["arms"] == [policy] * 4 and key_of(row) < HELD_OUT]
     pairs = [to_pair(row, "sheet") for row, _ in agreed_pairs(rankings)]
     cfg = RewardConfig(device="cpu")
     setup = start(cfg)
