@@ -1056,14 +1056,14 @@ def test_readouts_are_compared_with_the_mean_at_their_own_kl(monkeypatch):
 
 
 def test_the_best_policy_on_a_pool_has_its_kl_and_one_beta_for_all_prompts():
-    score, = random_logits(1, 6, 16)                                             # (P, n)
+    score, = random_logits(1, 6, 64)                                             # (P, n)
     for kl in noise.KLS:
         weight = noise.tilted(score, kl)
-        near((weight * (16 * weight).log()).sum(1).mean(), kl, 1e-3)
+        near((weight * (64 * weight).log()).sum(1).mean(), kl, 1e-3)
         earned = noise.gains(score, score)
         near(earned[f"KL {kl}"], (weight * score).sum(1) - score.mean(1))
         slope = weight.log().diff() / score.diff()  # 1 / beta, one for all prompts
-        near(slope, slope[:1, :1].expand(6, 15))
+        near(slope, slope[:1, :1].expand(6, 63))
 
 
 def test_spoilt_pairs_are_those_of_gold_with_the_flips_of_their_rate():

@@ -1,6 +1,6 @@
 """When does a distribution help? A world with a known reward, without sampling in the loop.
 
-    python results/noise.py pool 16 0.7    # answers of the SFT model to 64 held-out prompts
+    python results/noise.py pool 32 0.7    # answers of the SFT model to 64 held-out prompts
     python results/noise.py frontier 1 runs/demo_pairs-reward1 runs/demo_pairs-level1
                                        # what a reward model's score can gain at a KL
     python results/noise.py world 3    # label noise, reward models, gold; 3 draws of the noise
@@ -46,7 +46,7 @@ HIGH = 0.45                 # share of flipped orders in the noisy topics,
 LOW = 0.05                  # in the others
 BOOTSTRAPS = 8
 RISK = 0.5                  # of the readouts; of the bound, in standard deviations over bootstraps
-KLS = (0.5, 1.0, 2.0)       # nats, averaged over the prompts
+KLS = (0.5, 1.0, 2.0, 3.0)  # nats, averaged over the prompts
 
 
 @torch.no_grad()
@@ -98,7 +98,7 @@ def frontier(level, folder, run):
     head = load_file(Path(folder) / "head.safetensors")
     pool = torch.stack(torch.load(pool_file(0.7))["features"], 1)                     # (P, n, F)
     score = expected(pool[..., COLUMNS[20]] @ head["weight"].T + head["bias"])
-    kls = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5)
+    kls = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0)
     line = {"kind": "frontier", "level": level, "kl": kls, "gain": []}
     for kl in kls:
         gain = (tilted(score, kl) * score).sum(1) - score.mean(1)                # (P,)

@@ -171,13 +171,46 @@ def policies_table(names):
                      "share that end"], rows)
 
 
+def temperatures_table():
+    """Runs of level 1 without the penalty by the temperature of training, a row for all seeds of
+    one; readers against the SFT model at the policy's temperature and at 0.4, there also minus the
+    runs trained at 0.7 with the same seeds."""
+    known = win_rates(duels())
+    kinds = defaultdict(list)
+    for run in sorted(lines_of("policy", WARMTH), key=lambda run: run["run"]["temperature"]):
+        kinds[re.sub(", seed .", "", run["name"])].append(run)
+    rows = []
+    for kind, runs in kinds.items():
+        own = f" at {runs[0]['verdict']['temperature']}".replace(" at 0.7", "")
+        arms = [run["name"].replace("level 1", "l1") for run in runs]
+        at_own = [known[arm + own] for arm in arms if arm + own in known]
+        cool = [arm + " at 0.4" for arm in arms if arm + " at 0.4" in known]
+        same = [re.sub(r", (trained|sampled)[^,]*?(?=, seed| at 0.4$)", "", arm) for arm in cool]
+        minus = [[known[arm][p] - known[other][p] for p in known[arm]]
+                 for arm, other in zip(cool, same) if arm != other]              # (S, N)
+        gains = [run["verdict"]["difference"] / run["verdict"]["unit"] for run in runs]
+        entropy = [[np.mean([m["entropy"] for m in run["steps"][part]]) for run in runs]
+                   for part in (slice(10), slice(-10, None))]
+        rows.append([kind.removeprefix("level 1, no penalty").removeprefix(", ") or "at 0.7",
+                     ", ".join(str(run["run"]["seed"]) for run in runs),
+                     ", ".join(f"{gain:+.2f}" for gain in gains),
+                     ", ".join(f"{run['verdict']['kl']:.2f}" for run in runs),
+                     " -> ".join(f"{value:.2f}" for value in np.mean(entropy, 1)),
+                     ", ".join(cell([[*rate.values()]]) for rate in at_own),
+                     ", ".join(f"{np.mean([*known[arm].values()]):.2f}" for arm in cool),
+                     cell(minus, "+") if minus else ""])
+    return markdown(["level 1, no penalty", "seeds", "difference to SFT, in SFT spreads", "KL",
+                     "entropy, nats a token", "readers at its temperature", "readers at 0.4",
+                     "minus trained at 0.7"], rows)
+
+
 def draw_frontier():
     """Score against KL by the reward model of training: best weights on a pool of samples, best of
     n, and runs of reinforce.py (means over ten steps, above the held-out SFT mean; verdict)."""
     _, axes = plt.subplots(1, 2, sharey=True, figsize=(10, 5), layout="constrained")
     for line, axis in zip(lines_of("frontier"), axes):
         axis.plot([0, *line["kl"]], [0, *line["gain"]], color="0.2",
-                  label="best weights, 16 samples")
+                  label="best weights, 32 samples")
         for n, marker in ((4, "s"), (16, "D")):
             axis.plot(math.log(n) - 1 + 1 / n, line[f"best of {n}"], marker, color="0.2",
                       label=f"best of {n}")
@@ -370,11 +403,11 @@ def validated_table():
 CONDITIONS = ("clean", "random", "half", "few")
 
 
-def noise_table():
-    """The controlled world of noise.py: gold reward gained at 2 nats, by arm and condition, and the
+def noise_table(kl):
+    """The controlled world of noise.py: gold reward gained at a KL, by arm and condition, and the
     difference to another arm, over draws of the noise and prompts."""
     lines = grouped(lines_of("noise"), "arm", "condition")
-    gain = {key: np.array([line["gain"]["KL 2.0"] for line in group])            # (S, N)
+    gain = {key: np.array([line["gain"][f"KL {kl}"] for line in group])          # (S, N)
             for key, group in lines.items()}
     rows = []
     for arm in dict.fromkeys(arm for arm, _ in gain):
@@ -565,25 +598,34 @@ def seeds_table():
 
 
 def draw_readers():
-    """Win rates by blind readers against the SFT model, at 0.7 and at 0.4."""
+    """Win rates by blind readers against the SFT model, at 0.7 and at 0.4, seeds of training in one
+    row, with the interval over seeds and prompts."""
     _, axes = plt.subplots(1, 2, sharex=True, figsize=(11, 5), layout="constrained")
     known = win_rates(duels())
-    for axis, cool in zip(axes, (False, True)):
-        rates = {arm: [[*rate.values()]] for arm, rate in known.items()
-                 if arm.endswith(" at 0.4") == cool}
-        low, high = np.array([interval(rate) for rate in rates.values()]).T
-        places = range(len(rates), 0, -1)
+    for axis, ending in zip(axes, ("", " at 0.4")):
+        seeds = defaultdict(list)  # {label: [{prompt: rate} of each seed]}
+        for arm, rate in known.items():
+            if re.search(r"( at [\d.]+)?$", arm)[0] == ending:
+                seeds[re.sub(r", seed \d", "", arm.removesuffix(ending))].append(rate)
+        names = sorted(seeds)
+        values = [[[rate[prompt] for prompt in seeds[name][0]] for rate in seeds[name]]
+                  for name in names]                                             # (S, N) each
+        low, high = np.array([interval(rates) for rates in values]).T
+        places = range(len(names), 0, -1)
         axis.errorbar((low + high) / 2, places, xerr=(high - low) / 2, fmt="o", ecolor="0.4")
         axis.axvline(0.5, color="0.7", linestyle=":")
-        axis.set_yticks(places, [f"{arm} ({len(rate[0])})" for arm, rate in rates.items()])
+        axis.set_yticks(places, [f"{name} ({len(rates)} x {len(rates[0])})"
+                                 for name, rates in zip(names, values)])
         axis.set(xlabel="win rate by blind readers",
-                 title="against the SFT model at " + ("0.4" if cool else "0.7"))
+                 title="against the SFT model at " + (ending[4:] or "0.7"))
 
 
 FEW = r"(?!.*(trained|seed|human|alone|drawn)).*"  # runs that REPORT.md has in a table
+WARMTH = "level 1, no penalty(, trained at ...|, sampled at .*)?(, seed .)?"  # by temperature
 SHORT = "l[12](, (no penalty|coin labels|long))?|best of 16.*|one.*|l[12], long at 0.4"
 TABLES = {"policies": partial(policies_table, FEW),
-          "more_policies": partial(policies_table, f"(?!{FEW}$).*"),
+          "more_policies": partial(policies_table, f"(?!{FEW}$|{WARMTH}$).*"),
+          "temperatures": temperatures_table,
           "sheets": partial(sheets_table, ".*"),
           "short_sheets": partial(sheets_table, SHORT, "win rate (prompts)",
                                   "where both or neither ends"),
@@ -593,7 +635,8 @@ TABLES = {"policies": partial(policies_table, FEW),
           "rewards": partial(reward_table, OTHERS, *SIGNS, kinds=KINDS),
           "short_rewards": partial(reward_table, CHIEF),
           "features": partial(reward_table, FEATURES, "fold_loss", fits=1), "gains": gains_table,
-          "readers": readers_table, "noise": noise_table, "gradients": gradients_table,
+          "readers": readers_table, "noise_2": partial(noise_table, 2.0),
+          "noise_3": partial(noise_table, 3.0), "gradients": gradients_table,
           "validated": validated_table}
 
 
