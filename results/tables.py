@@ -145,8 +145,8 @@ def gradient_moments(products, advantages):
 # ----- tables: runs -----
 
 def markdown(head, rows):
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    first, *others = ("| " + " | ".join(map(str, line)) + " |" for line in [head, *rows])
+    return "\n".join([first, "|" + "---|" * len(head), *others])
 
 
 def bracket(mean, low, high, sign=""):
