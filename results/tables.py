@@ -186,7 +186,7 @@ def temperatures_table():
         at_own = [known[arm + own] for arm in arms if arm + own in known]
         cool = [arm + " at 0.4" for arm in arms if arm + " at 0.4" in known]
         same = [re.sub(r", (trained|sampled)[^,]*?(?=, seed| at 0.4$)", "", arm) for arm in cool]
-        minus = [[known[arm][p] - known[other][p] for p in known[arm]]
+        minus = [[known[arm][p] - known[other][p] for p in known[cool[0]]]
                  for arm, other in zip(cool, same) if arm != other]              # (S, N)
         gains = [run["verdict"]["difference"] / run["verdict"]["unit"] for run in runs]
         entropy = [[np.mean([m["entropy"] for m in run["steps"][part]]) for run in runs]
