@@ -98,12 +98,15 @@ def aligned_sheets(run, part="held-out"):
     chat = start(RewardConfig(device="cpu")).chat
     policy = load_model(AutoModelForCausalLM, run / "model", "cpu")
     rows = sorted(all_prompts().values(), key=key_of)
-    first, temperatures, readers = rows[:PROMPTS], (0.7,) * 4, "AB"  # all of them held out
+    first = rows[:PROMPTS]  # all of them held out
+    temperatures = (0.7,) * 4
+    readers = "AB"
     name = f"aligned-{run.name}"
     if part == "train":
         ranked = {row["prompt"] for row in read_lines(RANKINGS)}
         first = [row for row in rows if key_of(row) >= HELD_OUT and row["prompt"] in ranked][:400]
-        temperatures, readers = TEMPERATURES, "A"
+        temperatures = TEMPERATURES
+        readers = "A"
         name += "-train"
     path = WORK / f"{name}.jsonl"
     first = [{**row, "arms": [run.name] * 4} for row in first]
